@@ -1,0 +1,13 @@
+//! The vocabulary of Weir: typed ids, key ranges, stream cuts, errors, job graphs, connector descriptors, and the
+//! snapshot and quota types. No I/O, no clock, no randomness: every other crate may depend on this one.
+
+pub mod error;
+pub mod graph;
+pub mod ids;
+pub mod key_range;
+pub mod quota;
+pub mod snapshot;
+pub mod stream;
+pub mod time;
+
+pub use error::{Code, Error, Result};

@@ -1,0 +1,124 @@
+//! Checkpoints and savepoints as the catalogue knows them, and the positions of sources that they hold.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BarrierId, OperatorUid, SnapshotId};
+
+/// Who asked for a snapshot, and who owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// Taken by the system, retained and deleted by it.
+    Checkpoint,
+    /// Taken by a user, owned by them, self-contained and relocatable.
+    Savepoint,
+}
+
+impl SnapshotKind {
+    /// The id prefix: `chk` or `sp`.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            SnapshotKind::Checkpoint => "chk",
+            SnapshotKind::Savepoint => "sp",
+        }
+    }
+}
+
+impl fmt::Display for SnapshotKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SnapshotKind::Checkpoint => "checkpoint",
+            SnapshotKind::Savepoint => "savepoint",
+        })
+    }
+}
+
+/// Life of a snapshot. Terminal states absorb: nothing leaves `Failed` or `Deleted`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Reserved; barriers may be under way.
+    InProgress,
+    /// Durable and restorable.
+    Completed,
+    /// Refused or aborted.
+    Failed,
+    /// Marked for deletion; files may still be there.
+    Deleting,
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SnapshotState::InProgress => "IN_PROGRESS",
+            SnapshotState::Completed => "COMPLETED",
+            SnapshotState::Failed => "FAILED",
+            SnapshotState::Deleting => "DELETING",
+        })
+    }
+}
+
+/// A barrier as it travels with the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Position in the job's order of snapshots.
+    pub id: BarrierId,
+    /// The snapshot it belongs to.
+    pub snapshot: SnapshotId,
+    /// Checkpoint or savepoint.
+    pub kind: SnapshotKind,
+    /// When the JobManager triggered it, in milliseconds since the epoch; a subtask's start delay counts from here.
+    pub triggered_at_ms: u64,
+    /// Sources end after this barrier: a stop with savepoint.
+    pub stop: StopMode,
+}
+
+/// Whether the job goes on after a barrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMode {
+    /// It goes on.
+    #[default]
+    Continue,
+    /// Sources emit nothing more; open windows stay in the snapshot and are not fired.
+    Suspend,
+    /// Before the barrier, sources emit the maximum watermark, so that every window fires.
+    Drain,
+}
+
+/// Where one split of a source stands: a partition of a stream, a file, a share of a generator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitPosition {
+    /// The split's stable name within its source: `p-0`, `file-…`, `split-3`.
+    pub split: String,
+    /// The next record to read, counted from the split's beginning.
+    pub offset: u64,
+    /// The largest watermark the split had reached, in milliseconds since the epoch; `i64::MIN` before the first.
+    pub watermark_ms: i64,
+    /// Nothing follows: a bounded split that has been read to its end.
+    pub finished: bool,
+}
+
+/// The positions of all splits of one source operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcePositions {
+    /// The source operator.
+    pub uid: OperatorUid,
+    /// Every split, the unowned and finished ones too.
+    pub splits: Vec<SplitPosition>,
+}
+
+/// How long the parts of one subtask's snapshot took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTimings {
+    /// From the trigger on the JobManager to the first barrier at the subtask.
+    pub start_delay_us: u64,
+    /// From the first barrier to the last.
+    pub alignment_us: u64,
+    /// The synchronous part: nothing was processed meanwhile.
+    pub sync_us: u64,
+    /// The asynchronous part: writing files and flushing sinks.
+    pub async_us: u64,
+}

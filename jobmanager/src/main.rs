@@ -1,0 +1,2 @@
+//! weir-jobmanager.
+fn main() {}

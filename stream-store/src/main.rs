@@ -1,0 +1,2 @@
+//! weir-store.
+fn main() {}

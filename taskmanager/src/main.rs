@@ -1,0 +1,2 @@
+//! weir-taskmanager.
+fn main() {}
