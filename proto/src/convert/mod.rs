@@ -1,0 +1,3 @@
+//! Conversions between wire and domain types, one module per message family.
+
+pub mod error;
