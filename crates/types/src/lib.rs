@@ -1,6 +1,7 @@
 //! The vocabulary of Weir: typed ids, key ranges, stream cuts, errors, job graphs, connector descriptors, and the
 //! snapshot and quota types. No I/O, no clock, no randomness: every other crate may depend on this one.
 
+pub mod connector;
 pub mod error;
 pub mod graph;
 pub mod ids;
