@@ -4,13 +4,24 @@
 
 pub mod convert;
 
-/// Generated code, one module per `.proto` file.
+/// Generated code, one module per `.proto` file. The packages nest as `weir.<name>.v1`, so that generated code can refer to
+/// other packages by `super` paths.
 #[expect(missing_docs, reason = "generated; the comments are in the .proto files")]
 pub mod pb {
-    /// Errors.
-    pub mod common {
-        tonic::include_proto!("weir.common.v1");
+    macro_rules! package {
+        ($name:ident, $file:literal) => {
+            pub mod $name {
+                pub mod v1 {
+                    tonic::include_proto!($file);
+                }
+            }
+        };
     }
+
+    package!(common, "weir.common.v1");
+    package!(graph, "weir.graph.v1");
+    package!(control, "weir.control.v1");
+    package!(client, "weir.client.v1");
 }
 
 pub use convert::error::{from_status, to_status};

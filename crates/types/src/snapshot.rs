@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BarrierId, OperatorUid, SnapshotId};
+use crate::ids::{BarrierId, OperatorUid, SnapshotId, SubtaskId};
+use crate::key_range::KeyRange;
 
 /// Who asked for a snapshot, and who owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -121,4 +122,66 @@ pub struct SnapshotTimings {
     pub sync_us: u64,
     /// The asynchronous part: writing files and flushing sinks.
     pub async_us: u64,
+}
+
+/// One immutable file of a snapshot: rows of one state table, sorted by key hash, in blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateFile {
+    /// Path relative to the snapshot's directory. Written once, under a name no other attempt uses.
+    pub path: String,
+    /// The operator's state table.
+    pub table: String,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Number of rows.
+    pub rows: u64,
+    /// CRC32C of the whole file.
+    pub crc32c: u32,
+    /// The blocks, in file order and so in order of key hash.
+    pub blocks: Vec<StateBlock>,
+}
+
+/// One Arrow IPC record batch within a [`StateFile`]; a rescaled restore reads only the blocks it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateBlock {
+    /// Where the block starts in the file.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Number of rows.
+    pub rows: u64,
+    /// First and last key hash in the block.
+    pub hashes: KeyRange,
+    /// CRC32C of the block's bytes.
+    pub crc32c: u32,
+}
+
+/// What one subtask contributes to a snapshot for one operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorSnapshot {
+    /// The operator.
+    pub uid: OperatorUid,
+    /// The operator's event time at the barrier; equal on all of its subtasks. `i64::MIN` before the first watermark.
+    pub watermark_ms: i64,
+    /// Keyed state.
+    pub files: Vec<StateFile>,
+    /// For a source: the positions of the splits that this subtask owns.
+    pub splits: Vec<SplitPosition>,
+    /// For a sink: what it prepared at the barrier and commits on completion; opaque to everybody else.
+    pub prepared: Option<Vec<u8>>,
+}
+
+/// A subtask's acknowledgement: all of it is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubtaskSnapshot {
+    /// Who acknowledges.
+    pub subtask: SubtaskId,
+    /// Which barrier.
+    pub barrier: BarrierId,
+    /// Which snapshot.
+    pub snapshot: SnapshotId,
+    /// Its operators that have anything to say.
+    pub operators: Vec<OperatorSnapshot>,
+    /// How long it took.
+    pub timings: SnapshotTimings,
 }

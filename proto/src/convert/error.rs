@@ -4,7 +4,7 @@ use prost::Message;
 use tonic::{Code as GrpcCode, Status};
 use weir_types::{Code, Error};
 
-use crate::pb::common as pb;
+use crate::pb::common::v1 as pb;
 
 impl From<&Error> for pb::Error {
     fn from(error: &Error) -> Self {
