@@ -140,6 +140,11 @@ name_id!(
     ProducerId,
     "producer id"
 );
+name_id!(
+    /// Who holds a pin on a stream: a snapshot's id, or a name that a user chose.
+    PinHolder,
+    "pin holder"
+);
 
 number_id!(
     /// How often a job has been deployed; commands of a lower attempt are refused.

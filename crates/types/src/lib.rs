@@ -5,10 +5,12 @@ pub mod connector;
 pub mod deployment;
 pub mod error;
 pub mod graph;
+pub mod group;
 pub mod ids;
 pub mod key_range;
 pub mod quota;
 pub mod snapshot;
+pub mod store;
 pub mod stream;
 pub mod time;
 
