@@ -22,6 +22,7 @@ pub mod pb {
     package!(graph, "weir.graph.v1");
     package!(control, "weir.control.v1");
     package!(client, "weir.client.v1");
+    package!(store, "weir.store.v1");
 }
 
 pub use convert::error::{from_status, to_status};

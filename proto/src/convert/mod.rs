@@ -1,3 +1,5 @@
 //! Conversions between wire and domain types, one module per message family.
 
 pub mod error;
+pub mod group;
+pub mod store;
