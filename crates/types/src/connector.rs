@@ -208,6 +208,11 @@ const NEXMARK: Descriptor = Descriptor {
         option("events.num", OptionKind::Integer, "number of events; default 0: without end"),
         option("first-event.rate", OptionKind::Integer, "events a second of event time; default 10000"),
         option(
+            "next-event.rate",
+            OptionKind::Integer,
+            "known to the public suite, where the rate may change; here it must equal first-event.rate",
+        ),
+        option(
             "emit.rate",
             OptionKind::Integer,
             "events a second of real time over all splits; default 0: as fast as possible",

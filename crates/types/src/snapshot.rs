@@ -92,10 +92,13 @@ pub enum StopMode {
 /// Where one split of a source stands: a partition of a stream, a file, a share of a generator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitPosition {
-    /// The split's stable name within its source: `p-0`, `file-…`, `split-3`.
+    /// The split's stable name within its source, see [`crate::splits`]: `p-0`, `file-…`, `split-3-of-8`.
     pub split: String,
     /// The next record to read, counted from the split's beginning.
     pub offset: u64,
+    /// Where a bounded split ends: the first record that does not belong to it, pinned when the job is created. None: the
+    /// split has no end, or ends where its file does.
+    pub end: Option<u64>,
     /// The largest watermark the split had reached, in milliseconds since the epoch; `i64::MIN` before the first.
     pub watermark_ms: i64,
     /// Nothing follows: a bounded split that has been read to its end.
