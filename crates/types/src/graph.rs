@@ -381,7 +381,73 @@ impl JobGraph {
         }
         match self.edges.iter().find(|edge| !seen.contains(&edge.to) || !seen.contains(&edge.from)) {
             Some(edge) => Err(Error::invalid(format!("edge {} → {} has an unknown end", edge.from, edge.to))),
-            None => Ok(()),
+            None => self.validate_columns(),
         }
     }
+
+    /// The schema of what flows along an edge.
+    pub fn edge_schema(&self, edge: &Edge) -> Option<&SchemaRef> {
+        match edge.output {
+            Output::Main => self.operator(edge.from).map(|operator| &operator.schema),
+            Output::Late => self.input_schema(edge.from),
+        }
+    }
+
+    /// The schema of an operator's input; none for a source.
+    pub fn input_schema(&self, id: OperatorId) -> Option<&SchemaRef> {
+        // Depth is bounded: every step goes to an operator further up.
+        self.inputs(id).next().and_then(|edge| self.edge_schema(edge))
+    }
+
+    /// No column number lies outside of its schema, so that operators and exchanges may index without asking.
+    fn validate_columns(&self) -> Result<()> {
+        for operator in &self.operators {
+            let width = self.input_schema(operator.id).map_or(0, |schema| schema.fields().len());
+            let what = format!("operator {}", operator.id);
+            let own = operator.schema.fields().len();
+            match &operator.spec {
+                OperatorSpec::Source(source) => {
+                    let scan = source.scan_schema.fields().len();
+                    in_range(&what, source.metadata.keys().copied(), scan)?;
+                    in_range(&what, source.watermark.iter().map(|watermark| watermark.column), own)?;
+                    let produced = source.calc.as_ref().map_or(scan, |calc| calc.projection.len());
+                    same_width(&what, produced, own)?;
+                }
+                OperatorSpec::Calc(calc) => same_width(&what, calc.projection.len(), own)?,
+                OperatorSpec::WindowAggregate(window) => {
+                    let arguments = window.aggregates.iter().flat_map(|call| [call.argument, call.filter]).flatten();
+                    let used = std::iter::once(window.time_column).chain(window.keys.iter().copied()).chain(arguments);
+                    in_range(&what, used, width)?;
+                    let produced = window.keys.len() + window.aggregates.len() + window.window_columns.len();
+                    same_width(&what, produced, own)?;
+                }
+                OperatorSpec::Sink(sink) => {
+                    let used = sink.metadata.keys().chain(&sink.primary_key).copied();
+                    in_range(&what, used, own)?;
+                    same_width(&what, width, own)?;
+                }
+            }
+        }
+        for edge in &self.edges {
+            if let Exchange::Hash { keys } = &edge.exchange {
+                let width = self.edge_schema(edge).map_or(0, |schema| schema.fields().len());
+                in_range(&format!("edge {} → {}", edge.from, edge.to), keys.iter().copied(), width)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn in_range(what: &str, mut columns: impl Iterator<Item = usize>, width: usize) -> Result<()> {
+    match columns.find(|column| *column >= width) {
+        Some(column) => Err(Error::invalid(format!("{what} refers to column {column} of {width}"))),
+        None => Ok(()),
+    }
+}
+
+fn same_width(what: &str, produced: usize, declared: usize) -> Result<()> {
+    if produced == declared {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{what} produces {produced} columns but declares {declared}")))
 }

@@ -227,12 +227,7 @@ mod tests {
             max_event_time_ms: Some(-5),
             fault: Some("damaged".to_owned()),
         };
-        let info = StreamInfo {
-            name: "a/b".parse().unwrap(),
-            options,
-            created_at_ms: 12,
-            partitions: vec![partition],
-        };
+        let info = StreamInfo { name: "a/b".parse().unwrap(), options, created_at_ms: 12, partitions: vec![partition] };
         assert_eq!(StreamInfo::try_from(pb::StreamInfo::from(&info)).unwrap(), info);
 
         let cut = StreamCut(BTreeMap::from([(PartitionId(0), Offset(4)), (PartitionId(1), Offset(6))]));
