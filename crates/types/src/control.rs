@@ -1,0 +1,153 @@
+//! What JobManager and TaskManagers say to each other. Everything that changes a job names term and attempt, so that a
+//! message from the past can be told from one that counts.
+
+use crate::deployment::{Deployment, SubtaskState};
+use crate::error::Error;
+use crate::ids::{Attempt, BarrierId, ClusterId, JobId, SnapshotId, SubtaskId, TaskManagerId, Term};
+use crate::snapshot::{Barrier, SubtaskSnapshot};
+
+/// From a TaskManager to the JobManager. The first message of a session is always [`FromTaskManager::Register`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromTaskManager {
+    /// Opens the session.
+    Register(Registration),
+    /// Still alive.
+    Heartbeat(Vec<SubtaskProgress>),
+    /// A subtask has changed its state.
+    Status(SubtaskStatus),
+    /// A subtask's part of a snapshot is durable.
+    SnapshotAcked(SubtaskSnapshot),
+    /// A subtask cannot take part in a snapshot; the job goes on.
+    SnapshotDeclined(SnapshotDeclined),
+}
+
+/// From the JobManager to a TaskManager. The first message of a session is always [`ToTaskManager::Registered`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToTaskManager {
+    /// Answers the registration.
+    Registered(Registered),
+    /// Start the TaskManager's share of an attempt.
+    Deploy(Box<Deployment>),
+    /// Stop an attempt, and any lower one.
+    Cancel(CancelAttempt),
+    /// Let a barrier into the sources.
+    Trigger(TriggerBarrier),
+    /// A snapshot has ended.
+    SnapshotOutcome(SnapshotOutcome),
+    /// Still alive, in this term.
+    Heartbeat(Term),
+}
+
+/// A TaskManager introduces itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registration {
+    /// The cluster it means; none: whatever cluster answers.
+    pub cluster: Option<ClusterId>,
+    /// Itself.
+    pub task_manager: TaskManagerId,
+    /// `host:port` for exchanges.
+    pub data_address: String,
+    /// `host:port` of its metrics.
+    pub http_address: String,
+    /// How many slots it has.
+    pub slots: u32,
+    /// For people who look for the process.
+    pub process_id: u32,
+    /// Subtasks that it runs already, after a lost connection.
+    pub running: Vec<SubtaskStatus>,
+}
+
+/// The JobManager takes a TaskManager in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The leader's term.
+    pub term: Term,
+    /// How often both sides send heartbeats.
+    pub heartbeat_interval_ms: u64,
+    /// After what silence either side gives the session up.
+    pub heartbeat_timeout_ms: u64,
+}
+
+/// A subtask and the state it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubtaskStatus {
+    /// Which.
+    pub subtask: SubtaskId,
+    /// Its state.
+    pub state: SubtaskState,
+}
+
+/// Counters of a subtask since it started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubtaskProgress {
+    /// Which.
+    pub subtask: SubtaskId,
+    /// Rows that came in: for a source, those it read.
+    pub rows_in: u64,
+    /// Rows that went out: for a sink, those it wrote.
+    pub rows_out: u64,
+    /// Rows that came behind the watermark.
+    pub late_rows: u64,
+    /// Its event time; `i64::MIN` before the first watermark.
+    pub watermark_ms: i64,
+    /// State in memory.
+    pub state_bytes: u64,
+}
+
+/// Stop an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelAttempt {
+    /// The leader's term.
+    pub term: Term,
+    /// The job.
+    pub job: JobId,
+    /// This attempt and any lower one.
+    pub attempt: Attempt,
+}
+
+/// Let a barrier into the sources of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TriggerBarrier {
+    /// The leader's term.
+    pub term: Term,
+    /// The job.
+    pub job: JobId,
+    /// The attempt that is meant.
+    pub attempt: Attempt,
+    /// The barrier.
+    pub barrier: Barrier,
+    /// Directory that receives the snapshot's files.
+    pub directory: String,
+}
+
+/// A snapshot has ended, one way or the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotOutcome {
+    /// The leader's term.
+    pub term: Term,
+    /// The job.
+    pub job: JobId,
+    /// The attempt that is meant.
+    pub attempt: Attempt,
+    /// The snapshot's barrier.
+    pub barrier: BarrierId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Why it failed; none: it completed.
+    pub failure: Option<Error>,
+}
+
+/// A subtask cannot take part in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotDeclined {
+    /// Who declines.
+    pub subtask: SubtaskId,
+    /// The snapshot's barrier.
+    pub barrier: BarrierId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Why.
+    pub error: Error,
+}
