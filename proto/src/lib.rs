@@ -23,6 +23,7 @@ pub mod pb {
     package!(control, "weir.control.v1");
     package!(client, "weir.client.v1");
     package!(store, "weir.store.v1");
+    package!(data, "weir.data.v1");
 }
 
 pub use convert::error::{from_status, to_status};

@@ -1,5 +1,7 @@
 //! One attempt of a job as it is sent to a TaskManager: who runs what where, and from which state.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -63,6 +65,28 @@ pub struct Restore {
     pub directory: String,
     /// For each operator, what every subtask contributed; a subtask loads the blocks that overlap its key range.
     pub operators: Vec<OperatorSnapshot>,
+}
+
+/// One channel of an exchange between two subtasks of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChannelId {
+    /// The job.
+    pub job: JobId,
+    /// The attempt that both subtasks belong to.
+    pub attempt: Attempt,
+    /// The edge, by its position in the job graph's list.
+    pub edge: u32,
+    /// The subtask that sends, of the chain that holds the edge's `from` operator.
+    pub from: SubtaskIndex,
+    /// The subtask that receives, of the chain that holds the edge's `to` operator.
+    pub to: SubtaskIndex,
+}
+
+impl fmt::Display for ChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job, attempt, edge, from, to } = self;
+        write!(f, "{job}#{attempt} edge {edge} {from}→{to}")
+    }
 }
 
 /// Life of a subtask on its TaskManager. `Finished`, `Failed` and `Cancelled` absorb.
