@@ -32,6 +32,8 @@ pub enum ToTaskManager {
     Cancel(CancelAttempt),
     /// Let a barrier into the sources.
     Trigger(TriggerBarrier),
+    /// Every source subtask of the attempt is drained: end.
+    Finish(FinishAttempt),
     /// A snapshot has ended.
     SnapshotOutcome(SnapshotOutcome),
     /// Still alive, in this term.
@@ -118,8 +120,18 @@ pub struct TriggerBarrier {
     pub attempt: Attempt,
     /// The barrier.
     pub barrier: Barrier,
-    /// Directory that receives the snapshot's files.
-    pub directory: String,
+}
+
+/// Every source subtask of an attempt is drained: they end now, and with them everything behind them. No barrier is
+/// triggered afterwards; a snapshot still in flight is declined by the sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinishAttempt {
+    /// The leader's term.
+    pub term: Term,
+    /// The job.
+    pub job: JobId,
+    /// The attempt that is meant.
+    pub attempt: Attempt,
 }
 
 /// A snapshot has ended, one way or the other.

@@ -96,6 +96,11 @@ pub enum SubtaskState {
     Starting,
     /// Processing.
     Running,
+    /// A source subtask has read all of its splits to their ends and has sent the maximum watermark. It stays, with its
+    /// channels open, and answers barriers with its final positions, so that snapshots of the others go on. When every
+    /// source subtask of the attempt is in this state, the JobManager sends `FinishAttempt`: then all of them end, and
+    /// everything behind them.
+    Drained,
     /// All inputs ended and all output is durable.
     Finished,
     /// Broken; the job restarts.

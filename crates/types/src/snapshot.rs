@@ -74,6 +74,9 @@ pub struct Barrier {
     pub triggered_at_ms: u64,
     /// Sources end after this barrier: a stop with savepoint.
     pub stop: StopMode,
+    /// Directory that receives the snapshot's files; it travels along, so that every subtask that sees the barrier
+    /// knows it.
+    pub directory: String,
 }
 
 /// Whether the job goes on after a barrier.

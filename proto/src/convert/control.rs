@@ -3,8 +3,8 @@
 //! A message that lacks a part which its sender must set becomes `INVALID_ARGUMENT`, never a default value.
 
 use weir_types::control::{
-    CancelAttempt, FromTaskManager, Registered, Registration, SnapshotDeclined, SnapshotOutcome, SubtaskProgress,
-    SubtaskStatus, TriggerBarrier,
+    CancelAttempt, FinishAttempt, FromTaskManager, Registered, Registration, SnapshotDeclined, SnapshotOutcome,
+    SubtaskProgress, SubtaskStatus, TriggerBarrier,
 };
 use weir_types::deployment::SubtaskState;
 use weir_types::ids::{
@@ -43,6 +43,7 @@ impl From<&SubtaskStatus> for pb::SubtaskStatus {
         let (state, error) = match state {
             SubtaskState::Starting => (State::Starting, None),
             SubtaskState::Running => (State::Running, None),
+            SubtaskState::Drained => (State::Drained, None),
             SubtaskState::Finished => (State::Finished, None),
             SubtaskState::Failed(error) => (State::Failed, Some(error.into())),
             SubtaskState::Cancelled => (State::Cancelled, None),
@@ -61,6 +62,7 @@ impl TryFrom<pb::SubtaskStatus> for SubtaskStatus {
         let state = match wire_state {
             State::Starting => SubtaskState::Starting,
             State::Running => SubtaskState::Running,
+            State::Drained => SubtaskState::Drained,
             State::Finished => SubtaskState::Finished,
             State::Failed => SubtaskState::Failed(required("error of a failed subtask", error)?.into()),
             State::Cancelled => SubtaskState::Cancelled,
@@ -253,10 +255,26 @@ impl TryFrom<pb::CancelAttempt> for CancelAttempt {
     }
 }
 
+impl From<&FinishAttempt> for pb::FinishAttempt {
+    fn from(finish: &FinishAttempt) -> Self {
+        let FinishAttempt { term, job, attempt } = finish;
+        Self { term: term.0, job: job.to_string(), attempt: attempt.0 }
+    }
+}
+
+impl TryFrom<pb::FinishAttempt> for FinishAttempt {
+    type Error = Error;
+
+    fn try_from(finish: pb::FinishAttempt) -> Result<Self> {
+        let pb::FinishAttempt { term, job, attempt } = finish;
+        Ok(Self { term: Term(term), job: JobId::new(job)?, attempt: Attempt(attempt) })
+    }
+}
+
 impl From<&Barrier> for pb::Barrier {
     fn from(barrier: &Barrier) -> Self {
         use pb::barrier::Stop;
-        let Barrier { id, snapshot, kind, triggered_at_ms, stop } = barrier;
+        let Barrier { id, snapshot, kind, triggered_at_ms, stop, directory } = barrier;
         let stop = match stop {
             StopMode::Continue => Stop::Continue,
             StopMode::Suspend => Stop::Suspend,
@@ -268,6 +286,7 @@ impl From<&Barrier> for pb::Barrier {
             savepoint: *kind == SnapshotKind::Savepoint,
             triggered_at_ms: *triggered_at_ms,
             stop: stop.into(),
+            directory: directory.clone(),
         }
     }
 }
@@ -277,7 +296,7 @@ impl TryFrom<pb::Barrier> for Barrier {
 
     fn try_from(barrier: pb::Barrier) -> Result<Self> {
         use pb::barrier::Stop;
-        let pb::Barrier { id, snapshot, savepoint, triggered_at_ms, stop } = barrier;
+        let pb::Barrier { id, snapshot, savepoint, triggered_at_ms, stop, directory } = barrier;
         let stop = match Stop::try_from(stop) {
             Ok(Stop::Continue) => StopMode::Continue,
             Ok(Stop::Suspend) => StopMode::Suspend,
@@ -290,20 +309,15 @@ impl TryFrom<pb::Barrier> for Barrier {
             kind: if savepoint { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint },
             triggered_at_ms,
             stop,
+            directory,
         })
     }
 }
 
 impl From<&TriggerBarrier> for pb::TriggerBarrier {
     fn from(trigger: &TriggerBarrier) -> Self {
-        let TriggerBarrier { term, job, attempt, barrier, directory } = trigger;
-        Self {
-            term: term.0,
-            job: job.to_string(),
-            attempt: attempt.0,
-            barrier: Some(barrier.into()),
-            directory: directory.clone(),
-        }
+        let TriggerBarrier { term, job, attempt, barrier } = trigger;
+        Self { term: term.0, job: job.to_string(), attempt: attempt.0, barrier: Some(barrier.into()) }
     }
 }
 
@@ -311,13 +325,12 @@ impl TryFrom<pb::TriggerBarrier> for TriggerBarrier {
     type Error = Error;
 
     fn try_from(trigger: pb::TriggerBarrier) -> Result<Self> {
-        let pb::TriggerBarrier { term, job, attempt, barrier, directory } = trigger;
+        let pb::TriggerBarrier { term, job, attempt, barrier } = trigger;
         Ok(Self {
             term: Term(term),
             job: JobId::new(job)?,
             attempt: Attempt(attempt),
             barrier: required("barrier", barrier)?.try_into()?,
-            directory,
         })
     }
 }
@@ -526,14 +539,9 @@ mod tests {
             kind: SnapshotKind::Savepoint,
             triggered_at_ms: 17,
             stop: StopMode::Drain,
-        };
-        let trigger = TriggerBarrier {
-            term: Term(1),
-            job: JobId::new("j").unwrap(),
-            attempt: Attempt(1),
-            barrier,
             directory: "d".into(),
         };
+        let trigger = TriggerBarrier { term: Term(1), job: JobId::new("j").unwrap(), attempt: Attempt(1), barrier };
         assert_eq!(TriggerBarrier::try_from(pb::TriggerBarrier::from(&trigger)).unwrap(), trigger);
         let outcome = SnapshotOutcome {
             term: Term(1),
