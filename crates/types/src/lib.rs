@@ -8,6 +8,7 @@ pub mod error;
 pub mod graph;
 pub mod group;
 pub mod ids;
+pub mod job;
 pub mod key_range;
 pub mod options;
 pub mod quota;

@@ -1,6 +1,7 @@
 //! Conversions between wire and domain types, one module per message family.
 
 pub mod control;
+pub mod deployment;
 pub mod data;
 pub mod error;
 pub mod graph;
