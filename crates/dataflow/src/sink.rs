@@ -26,8 +26,10 @@ pub struct SinkContext {
     pub job: String,
     /// The sink operator's uid.
     pub uid: String,
-    /// Which subtask.
+    /// Which subtask …
     pub subtask: u32,
+    /// … of how many.
+    pub parallelism: u32,
     /// Which attempt.
     pub attempt: u32,
 }

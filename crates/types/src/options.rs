@@ -85,6 +85,12 @@ impl ConnectorSpec {
         self.text(key).ok_or_else(|| Error::invalid(format!("connector '{}' needs the option '{key}'", self.kind)))
     }
 
+    /// Whether the planner may prune the scan's columns to those that are read. Columns of CSV are known by their place
+    /// only, so that a CSV scan's schema is the table's physical columns, all of them and in their order.
+    pub fn prunes_columns(&self) -> bool {
+        self.kind.descriptor().projection_push_down && self.text("format") != Some("csv")
+    }
+
     fn typed<T>(&self, key: &str, default: T, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
         let Some(value) = self.text(key) else { return Ok(default) };
         parse(value).ok_or_else(|| {
