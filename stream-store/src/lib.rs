@@ -1,1 +1,26 @@
-//! weir-stream-store.
+//! Weir's stream store: partitioned, durable streams and the reader groups that read them.
+//!
+//! As a library it is embedded ([`Store`]); [`server`] puts it behind gRPC and [`client`] talks to that. Records travel
+//! and lie in [`RecordBlock`]s, which are built with [`RecordBlockBuilder`] or, for streams of Arrow rows, with
+//! [`arrow_block`]. Nothing that was acknowledged is lost, and nothing is ever skipped silently.
+
+pub mod arrow_block;
+pub mod block;
+pub mod client;
+pub mod clock;
+mod committer;
+pub mod config;
+pub mod disk;
+pub mod frame;
+mod partition;
+mod producers;
+mod retention;
+mod segment;
+pub mod server;
+mod sidecar;
+mod store;
+mod stream;
+
+pub use block::{MAX_BLOCK_BYTES, Record, RecordBlock, RecordBlockBuilder, Records};
+pub use config::StoreConfig;
+pub use store::{Frames, Store};

@@ -1,2 +1,3 @@
-//! weir-store.
+//! weir-store: the stream store's server.
+
 fn main() {}

@@ -1,0 +1,99 @@
+//! The `Streams` service: a thin shell that turns messages into calls of the store and back.
+
+use tonic::{Request, Response, Status, Streaming};
+use weir_proto::convert::store::cut_from_pb;
+use weir_proto::pb::store::v1 as pb;
+use weir_proto::pb::store::v1::streams_server::Streams;
+use weir_proto::to_status;
+use weir_types::Error;
+use weir_types::ids::PinHolder;
+use weir_types::stream::StreamName;
+
+use super::{Context, append, read};
+
+pub(crate) struct StreamsService(pub(crate) Context);
+
+pub(crate) fn status(error: Error) -> Status {
+    to_status(&error)
+}
+
+fn stream_name(name: &str) -> Result<StreamName, Status> {
+    name.parse().map_err(status)
+}
+
+#[tonic::async_trait]
+impl Streams for StreamsService {
+    type AppendStream = append::Replies;
+    type ReadStream = read::Replies;
+
+    async fn create_stream(
+        &self,
+        request: Request<pb::CreateStreamRequest>,
+    ) -> Result<Response<pb::StreamInfo>, Status> {
+        let pb::CreateStreamRequest { stream, options, if_not_exists } = request.into_inner();
+        let options = options.ok_or_else(|| status(Error::invalid("the request has no stream options")))?;
+        let options = options.try_into().map_err(status)?;
+        let name = stream_name(&stream)?;
+        let info = self.0.store.create_stream(&name, options, if_not_exists).await.map_err(status)?;
+        Ok(Response::new((&info).into()))
+    }
+
+    async fn delete_stream(&self, request: Request<pb::DeleteStreamRequest>) -> Result<Response<pb::Empty>, Status> {
+        let pb::DeleteStreamRequest { stream, force } = request.into_inner();
+        self.0.store.delete_stream(&stream_name(&stream)?, force).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn list_streams(
+        &self,
+        request: Request<pb::ListStreamsRequest>,
+    ) -> Result<Response<pb::ListStreamsReply>, Status> {
+        let pb::ListStreamsRequest { scope } = request.into_inner();
+        let streams = self.0.store.list_streams(scope.as_deref());
+        Ok(Response::new(pb::ListStreamsReply { streams: streams.iter().map(Into::into).collect() }))
+    }
+
+    async fn describe_stream(&self, request: Request<pb::StreamRef>) -> Result<Response<pb::StreamInfo>, Status> {
+        let name = stream_name(&request.into_inner().stream)?;
+        let info = self.0.store.describe_stream(&name).map_err(status)?;
+        Ok(Response::new((&info).into()))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        Ok(Response::new(append::serve(self.0.clone(), request.into_inner())))
+    }
+
+    async fn read(&self, request: Request<Streaming<pb::ReadRequest>>) -> Result<Response<Self::ReadStream>, Status> {
+        Ok(Response::new(read::serve(self.0.clone(), request.into_inner()).await?))
+    }
+
+    async fn truncate(&self, request: Request<pb::TruncateRequest>) -> Result<Response<pb::TruncateReport>, Status> {
+        let pb::TruncateRequest { stream, cut, force } = request.into_inner();
+        let name = stream_name(&stream)?;
+        let report = self.0.store.truncate(&name, cut_from_pb(cut), force).await.map_err(status)?;
+        Ok(Response::new((&report).into()))
+    }
+
+    async fn create_pin(&self, request: Request<pb::CreatePinRequest>) -> Result<Response<pb::Pin>, Status> {
+        let pb::CreatePinRequest { stream, holder, cut } = request.into_inner();
+        let (name, holder) = (stream_name(&stream)?, PinHolder::new(holder).map_err(status)?);
+        let pin = self.0.store.pin(&name, holder, cut_from_pb(cut)).await.map_err(status)?;
+        Ok(Response::new((&pin).into()))
+    }
+
+    async fn delete_pin(&self, request: Request<pb::DeletePinRequest>) -> Result<Response<pb::Empty>, Status> {
+        let pb::DeletePinRequest { stream, holder } = request.into_inner();
+        let (name, holder) = (stream_name(&stream)?, PinHolder::new(holder).map_err(status)?);
+        self.0.store.unpin(&name, holder).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn list_pins(&self, request: Request<pb::StreamRef>) -> Result<Response<pb::ListPinsReply>, Status> {
+        let name = stream_name(&request.into_inner().stream)?;
+        let pins = self.0.store.pins(&name).map_err(status)?;
+        Ok(Response::new(pb::ListPinsReply { pins: pins.iter().map(Into::into).collect() }))
+    }
+}

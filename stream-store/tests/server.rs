@@ -1,0 +1,224 @@
+//! Server and client over a real socket: appends, tailing, bounded reads, restarts.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use weir_stream_store::client::{Producer, ProducerOptions, ReadBlock, Reader, ReaderOptions, StoreClient};
+use weir_stream_store::{RecordBlock, RecordBlockBuilder, StoreConfig, server};
+use weir_types::error::Facts;
+use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use weir_types::store::{ProducerStamp, StreamOptions};
+use weir_types::stream::{Offset, StreamCut, StreamName};
+use weir_types::{Code, Result};
+
+struct Server {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    done: JoinHandle<Result<()>>,
+}
+
+impl Server {
+    async fn start(dir: &Path) -> Self {
+        Self::start_on(dir, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn start_on(dir: &Path, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let config = StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::at(dir) };
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let done = tokio::spawn(server::run(listener, config, shutdown));
+        Self { address, stop, done }
+    }
+
+    async fn stop(self) -> SocketAddr {
+        self.stop.send(()).unwrap();
+        self.done.await.unwrap().unwrap();
+        self.address
+    }
+
+    fn client(&self) -> StoreClient {
+        StoreClient::connect(&self.address.to_string()).unwrap()
+    }
+}
+
+fn name() -> StreamName {
+    "shop/clicks".parse().unwrap()
+}
+
+fn block(values: &[&str]) -> RecordBlock {
+    let mut builder = RecordBlockBuilder::default();
+    for value in values {
+        builder.push(None, value.as_bytes(), None).unwrap();
+    }
+    builder.finish()
+}
+
+fn cut(offsets: &[(u32, u64)]) -> StreamCut {
+    StreamCut(offsets.iter().map(|(p, offset)| (PartitionId(*p), Offset(*offset))).collect())
+}
+
+fn values(block: &ReadBlock) -> Vec<String> {
+    block.records().unwrap().map(|record| String::from_utf8(record.value.to_vec()).unwrap()).collect()
+}
+
+async fn read_all(client: &StoreClient, from: StreamCut, until: StreamCut) -> Vec<(PartitionId, u64, String)> {
+    let options = ReaderOptions { until: Some(until), ..ReaderOptions::default() };
+    let mut reader = Reader::open(client, &name(), from, options);
+    let mut read = Vec::new();
+    while let Some(block) = reader.next().await.unwrap() {
+        for (index, value) in values(&block).into_iter().enumerate() {
+            read.push((block.partition, block.first.0 + index as u64, value));
+        }
+    }
+    read
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_is_pushed_what_is_appended() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(2), false).await.unwrap();
+    let mut reader = Reader::open(&client, &name(), cut(&[(0, 0), (1, 0)]), ReaderOptions::default());
+    for round in 0..3u64 {
+        let appended = client.append(&name(), PartitionId(1), &block(&["a", "b"]), None).await.unwrap();
+        assert_eq!(appended.base_offset, Offset(round * 2));
+        let read = reader.next().await.unwrap().unwrap();
+        assert_eq!((read.partition, read.first, read.end), (PartitionId(1), Offset(round * 2), Offset(round * 2 + 2)));
+        assert_eq!(values(&read), ["a", "b"]);
+    }
+    assert_eq!(reader.positions(), cut(&[(0, 0), (1, 6)]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_read_begins_and_ends_within_blocks() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    for values in [["0", "1", "2"], ["3", "4", "5"]] {
+        client.append(&name(), PartitionId(0), &block(&values), None).await.unwrap();
+    }
+    let read = read_all(&client, cut(&[(0, 1)]), cut(&[(0, 4)])).await;
+    let expected: Vec<_> = (1..4).map(|i| (PartitionId(0), i, i.to_string())).collect();
+    assert_eq!(read, expected);
+    assert_eq!(read_all(&client, cut(&[(0, 2)]), cut(&[(0, 2)])).await, []);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_store_costs_a_pause_and_nothing_else() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(3), false).await.unwrap();
+    let options = ProducerOptions { block_bytes: 2048, linger: Duration::from_millis(1), ..Default::default() };
+    let mut producer = Producer::open(&client, &name(), options).await.unwrap();
+    let mut reader = Reader::open(&client, &name(), cut(&[(0, 0), (1, 0), (2, 0)]), ReaderOptions::default());
+
+    const RECORDS: u64 = 30_000;
+    let reading = tokio::spawn(async move {
+        let mut read = Vec::new();
+        while (read.len() as u64) < RECORDS {
+            let block = reader.next().await.unwrap().unwrap();
+            read.extend(values(&block).into_iter().map(|value| value.parse::<u64>().unwrap()));
+        }
+        (read, reader.positions())
+    });
+    for i in 0..RECORDS {
+        producer.send(Some(&(i % 100).to_le_bytes()), i.to_string().as_bytes(), None).await.unwrap();
+        if i % 10_000 == 5_000 {
+            let address = server.stop().await;
+            server = Server::start_on(dir.path(), address).await;
+        }
+    }
+    let ends = producer.flush().await.unwrap();
+    let (mut read, positions) = reading.await.unwrap();
+    assert_eq!(positions, ends);
+    read.sort_unstable();
+    assert_eq!(read, (0..RECORDS).collect::<Vec<_>>());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stamped_block_sent_twice_is_there_once() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    let stamp = |epoch, sequence| ProducerStamp {
+        producer: ProducerId::new("p").unwrap(),
+        epoch: Epoch(epoch),
+        sequence,
+    };
+    let append = async |epoch, sequence| {
+        client.append(&name(), PartitionId(0), &block(&["x"]), Some(&stamp(epoch, sequence))).await
+    };
+    let first = append(1, 0).await.unwrap();
+    assert!(!first.duplicate);
+    let again = append(1, 0).await.unwrap();
+    assert_eq!((again.base_offset, again.duplicate), (first.base_offset, true));
+    let gap = append(1, 2).await.unwrap_err();
+    assert_eq!((gap.code, gap.facts.as_deref()), (Code::SequenceGap, Some(&Facts::SequenceGap { expected: 1 })));
+    assert_eq!(append(0, 0).await.unwrap_err().code, Code::Fenced);
+    assert_eq!(client.describe_stream(&name()).await.unwrap().ends(), cut(&[(0, 1)]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn truncation_stops_at_a_pin_and_readers_below_the_head_are_told() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    client.append(&name(), PartitionId(0), &block(&["0", "1", "2", "3"]), None).await.unwrap();
+    let holder = PinHolder::new("sp-1").unwrap();
+    client.pin(&name(), &holder, &cut(&[(0, 1)])).await.unwrap();
+    let refused = client.truncate(&name(), &cut(&[(0, 2)]), false).await.unwrap_err();
+    assert_eq!(refused.code, Code::FailedPrecondition);
+    assert!(refused.message.contains("sp-1"), "{refused}");
+    assert_eq!(client.truncate(&name(), &cut(&[(0, 1)]), false).await.unwrap().heads, cut(&[(0, 1)]));
+    let forced = client.truncate(&name(), &cut(&[(0, 2)]), true).await.unwrap();
+    assert_eq!(forced.overrun.iter().map(|pin| pin.holder.clone()).collect::<Vec<_>>(), [holder]);
+    assert_eq!(client.pins(&name()).await.unwrap(), []);
+    let mut reader = Reader::open(&client, &name(), cut(&[(0, 0)]), ReaderOptions::default());
+    let error = reader.next().await.unwrap_err();
+    assert_eq!(error.code, Code::OffsetTruncated);
+    assert_eq!(error.facts.as_deref(), Some(&Facts::OffsetTruncated { head: Offset(2) }));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_cannot_be_reached_is_unavailable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let client = StoreClient::connect(&address).unwrap();
+    assert_eq!(client.describe_stream(&name()).await.unwrap_err().code, Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_stream_ends_its_readers() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    client.append(&name(), PartitionId(0), &block(&["x"]), None).await.unwrap();
+    let mut reader = Reader::open(&client, &name(), cut(&[(0, 0)]), ReaderOptions::default());
+    assert!(reader.next().await.unwrap().is_some());
+    client.delete_stream(&name(), false).await.unwrap();
+    assert_eq!(reader.next().await.unwrap_err().code, Code::NotFound);
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    assert_eq!(client.describe_stream(&name()).await.unwrap().ends(), cut(&[(0, 0)]));
+    server.stop().await;
+}
