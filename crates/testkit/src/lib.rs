@@ -1,1 +1,3 @@
-//! weir-testkit.
+//! What tests of several crates share. Never a dependency of anything but tests.
+
+pub mod network;

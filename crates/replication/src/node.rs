@@ -1,0 +1,282 @@
+//! A member of a group: how to start it, and the handle through which the rest of the process uses it.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use raft::RawNode;
+use tokio::sync::{mpsc, oneshot, watch};
+use weir_types::ids::Term;
+use weir_types::{Error as UserError, Result as UserResult};
+
+use crate::driver::{Driver, Request};
+use crate::error::{Error, Result};
+use crate::logger::logger;
+use crate::machine::{StateMachine, Transport};
+use crate::store::{Compaction, Store};
+
+/// Requests that wait for the node's thread; beyond this, callers wait.
+const QUEUE_MAX: usize = 4096;
+/// Largest proposal.
+const PROPOSAL_BYTES_MAX: usize = 16 << 20;
+
+/// A member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(NonZeroU64);
+
+impl NodeId {
+    /// Member number `id`; there is no member 0.
+    pub fn new(id: u64) -> Option<Self> {
+        NonZeroU64::new(id).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a member behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member.
+    pub id: NodeId,
+    /// The founders of the group, this member among them, the same on each; only a new directory looks at them. A member
+    /// that is to be added to an existing group starts with none.
+    pub founders: Vec<NodeId>,
+    /// The unit of the next two.
+    pub tick: Duration,
+    /// The leader sends heartbeats this often.
+    pub heartbeat_ticks: usize,
+    /// Without a leader's heartbeat for one to two times this, a member stands for election.
+    pub election_ticks: usize,
+    /// The log is replaced by a snapshot when it has grown by this many entries,
+    pub compact_entries: u64,
+    /// or by this many bytes.
+    pub compact_bytes: u64,
+    /// Entries kept before the snapshot for members that lag a little.
+    pub trailing_entries: u64,
+}
+
+impl Config {
+    /// The defaults for a member of a group founded by `founders`.
+    pub fn new(id: NodeId, founders: Vec<NodeId>) -> Self {
+        Self {
+            id,
+            founders,
+            tick: Duration::from_millis(100),
+            heartbeat_ticks: 2,
+            election_ticks: 10,
+            compact_entries: 20_000,
+            compact_bytes: 8 << 20,
+            trailing_entries: 1_000,
+        }
+    }
+}
+
+/// A member's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// What a member knows about its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its part.
+    pub role: Role,
+    /// The term.
+    pub term: Term,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// It leads and has applied everything committed before its term: decisions may be taken on its state.
+    pub serving: bool,
+    /// Set when the node has stopped, with the failure unless it was asked to.
+    pub stopped: Option<std::result::Result<(), UserError>>,
+}
+
+/// A change of the group's membership, one member at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Adds a member that votes.
+    Add(NodeId),
+    /// Removes a member.
+    Remove(NodeId),
+}
+
+/// A running member. Clones share it; it stops when [`Node::stop`] is called or the last clone is dropped.
+///
+/// The state machine is owned by the node's thread, which alone changes it, under a lock that it holds for one batch of
+/// commands at a time; everybody else reads it through [`Node::read`].
+pub struct Node<M> {
+    machine: Arc<RwLock<M>>,
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+}
+
+impl<M> Clone for Node<M> {
+    fn clone(&self) -> Self {
+        Self { machine: self.machine.clone(), requests: self.requests.clone(), status: self.status.clone() }
+    }
+}
+
+impl<M: StateMachine> Node<M> {
+    /// Starts a member on its directory: restores the newest snapshot, reads the log, and joins the group. The only
+    /// member of a group elects itself at once.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if another process uses the directory, `CORRUPT` naming a damaged file, `IO`,
+    /// `INVALID_ARGUMENT` for a configuration that raft refuses.
+    pub fn start(config: Config, dir: &Path, mut machine: M, transport: impl Transport) -> UserResult<Self> {
+        if !config.founders.is_empty() && !config.founders.contains(&config.id) {
+            return Err(UserError::invalid(format!(
+                "raft member {} is not among the founders of its group",
+                config.id
+            )));
+        }
+        let voters = config.founders.iter().map(|id| id.get()).collect();
+        let (store, snapshot) = Store::open(dir, voters, || machine.snapshot())?;
+        if let Some(snapshot) = &snapshot {
+            machine.restore(&snapshot.data)?;
+        }
+        let compaction = Compaction {
+            entries_max: config.compact_entries.max(1),
+            bytes_max: config.compact_bytes.max(1),
+            entries_kept: config.trailing_entries,
+        };
+        let raft = RawNode::new(&raft_config(&config, &store), store, &logger())
+            .map_err(|error| UserError::invalid("raft refused its configuration").with_detail(error.to_string()))?;
+
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        let machine = Arc::new(RwLock::new(machine));
+        let (status, watching) = watch::channel(Status {
+            role: Role::Follower,
+            term: Term(raft.raft.term),
+            leader: None,
+            serving: false,
+            stopped: None,
+        });
+        let driver = Driver::new(raft, machine.clone(), Box::new(transport), status, compaction);
+        std::thread::Builder::new()
+            .name("raft".to_owned())
+            .spawn(move || driver.run(queue, config.tick))
+            .map_err(|error| UserError::io("could not start the raft thread", &error))?;
+        Ok(Self { machine, requests, status: watching })
+    }
+
+    /// Proposes a command and returns what applying it returned: it is durable then.
+    ///
+    /// # Errors
+    /// See [`Error`]; after [`Error::OutcomeUnknown`] it may yet be applied.
+    pub async fn propose(&self, data: impl Into<Bytes>) -> Result<Bytes> {
+        let data = data.into();
+        if data.len() > PROPOSAL_BYTES_MAX {
+            return Err(Error::TooLarge { bytes: data.len(), bytes_max: PROPOSAL_BYTES_MAX });
+        }
+        self.ask(|reply| Request::Propose { data, reply }).await?
+    }
+
+    /// Returns once this node's state holds everything that was committed, by anybody, before the call, and this node
+    /// was still the leader then.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`] or [`Error::Stopped`].
+    pub async fn barrier(&self) -> Result<()> {
+        self.ask(|reply| Request::Barrier { reply }).await?
+    }
+
+    /// Reads the state as it is here and now; on a follower or a deposed leader it may be old. `read` must be short:
+    /// nothing is applied meanwhile.
+    pub fn read<R>(&self, read: impl FnOnce(&M) -> R) -> R {
+        read(&self.machine.read())
+    }
+
+    /// Reads the state after a [`Node::barrier`]: linearizable.
+    ///
+    /// # Errors
+    /// As [`Node::barrier`].
+    pub async fn read_committed<R>(&self, read: impl FnOnce(&M) -> R) -> Result<R> {
+        self.barrier().await?;
+        Ok(self.read(read))
+    }
+
+    /// Adds or removes a member and returns once the change is applied here. A member to add is already running, with
+    /// no founders and an empty directory.
+    ///
+    /// # Errors
+    /// As [`Node::propose`]; [`Error::ChangeRefused`] while another change is under way.
+    pub async fn change_members(&self, change: MemberChange) -> Result<()> {
+        self.ask(|reply| Request::ChangeMembers { change, reply }).await?.map(drop)
+    }
+
+    /// Hands over a message that another member's [`Transport`] sent. When the node is busy the message is dropped,
+    /// which raft makes up for.
+    pub fn step(&self, message: Bytes) {
+        if self.requests.try_send(Request::Step { message }).is_err() {
+            tracing::debug!("dropped a raft message: the node is busy or has stopped");
+        }
+    }
+
+    /// What this node knows about its group; changes wake whoever awaits them.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Returns once this node leads and serves, with its term.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if it stops first.
+    pub async fn serving(&self) -> Result<Term> {
+        let mut status = self.status();
+        let reached = status.wait_for(|status| status.serving || status.stopped.is_some()).await;
+        match reached {
+            Ok(status) if status.serving => Ok(status.term),
+            _ => Err(Error::Stopped),
+        }
+    }
+
+    /// Stops the node and returns once its directory is free for another one. Proposals under way end in
+    /// [`Error::OutcomeUnknown`].
+    pub async fn stop(&self) {
+        // It may have stopped by itself already; either way its end is in the status.
+        let _asked = self.requests.send(Request::Stop).await;
+        let mut status = self.status();
+        let _stopped = status.wait_for(|status| status.stopped.is_some()).await;
+    }
+
+    async fn ask<R>(&self, request: impl FnOnce(oneshot::Sender<R>) -> Request) -> Result<R> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::OutcomeUnknown)
+    }
+}
+
+fn raft_config(config: &Config, store: &Store) -> raft::Config {
+    raft::Config {
+        id: config.id.get(),
+        election_tick: config.election_ticks,
+        heartbeat_tick: config.heartbeat_ticks,
+        applied: store.snapshot_index(),
+        max_size_per_msg: 1 << 20,
+        max_inflight_msgs: 256,
+        max_committed_size_per_ready: 16 << 20,
+        check_quorum: true,
+        pre_vote: true,
+        ..raft::Config::default()
+    }
+}
