@@ -119,8 +119,10 @@ impl Column {
             }
             Column::Absent(nulls) => Ok(nulls.slice(0, runs.rows)),
             Column::Event { kind, fields, types } => {
-                let arrays = fields.iter().map(|field| generator.column(*kind, *field, runs)).collect::<Result<_>>()?;
-                StructArray::try_new_with_length(types.clone(), arrays, validity(*kind, runs), runs.rows)
+                let nulls = validity(*kind, runs);
+                let column = |field: &Field| generator.column(*kind, *field, runs, nulls.clone());
+                let arrays = fields.iter().map(column).collect::<Result<_>>()?;
+                StructArray::try_new_with_length(types.clone(), arrays, nulls, runs.rows)
                     .map(|array| Arc::new(array) as ArrayRef)
                     .map_err(arrow_error)
             }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMillisecondArray};
-use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, TimeUnit};
 use weir_types::{Error, Result};
 
@@ -145,42 +145,42 @@ impl Generator {
         self.draws[field as usize].at(event)
     }
 
-    /// One column over `runs`; zero or empty in the places of other kinds.
+    /// One column over `runs`; `nulls` are the places of other kinds.
     ///
     /// # Errors
     /// `INTERNAL` if a batch is too large for its offsets.
-    pub(super) fn column(&self, kind: Kind, field: Field, runs: &Runs) -> Result<ArrayRef> {
+    pub(super) fn column(&self, kind: Kind, field: Field, runs: &Runs, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
         Ok(match field {
-            Field::Time => self.times(kind, runs),
-            Field::Expires => self.expires(runs),
-            Field::PersonId => longs(kind, runs, |run| {
+            Field::Time => self.times(kind, runs, nulls),
+            Field::Expires => self.expires(runs, nulls),
+            Field::PersonId => longs(kind, runs, nulls, |run| {
                 let base = run.epoch * self.config.epochs.persons + FIRST_PERSON_ID;
                 let start = run.epoch * self.config.epochs.total;
                 move |event| base + (event - start)
             }),
-            Field::AuctionId => longs(kind, runs, |run| {
+            Field::AuctionId => longs(kind, runs, nulls, |run| {
                 let base = run.epoch * self.config.epochs.auctions + FIRST_AUCTION_ID;
                 let start = run.epoch * self.config.epochs.total + self.config.epochs.persons;
                 move |event| base + (event - start)
             }),
-            Field::InitialBid => longs(kind, runs, |_| |event| self.price(Field::InitialBid, event)),
-            Field::Reserve => {
-                longs(kind, runs, |_| |event| self.price(Field::InitialBid, event) + self.price(Field::Reserve, event))
-            }
-            Field::Price => longs(kind, runs, |_| |event| self.price(Field::Price, event)),
-            Field::Category => {
-                longs(kind, runs, |_| |event| FIRST_CATEGORY_ID + self.draw(Field::Category, event).upper(CATEGORIES))
-            }
-            Field::Seller => longs(kind, runs, |run| {
+            Field::InitialBid => longs(kind, runs, nulls, |_| |event| self.price(Field::InitialBid, event)),
+            Field::Reserve => longs(kind, runs, nulls, |_| {
+                |event| self.price(Field::InitialBid, event) + self.price(Field::Reserve, event)
+            }),
+            Field::Price => longs(kind, runs, nulls, |_| |event| self.price(Field::Price, event)),
+            Field::Category => longs(kind, runs, nulls, |_| {
+                |event| FIRST_CATEGORY_ID + self.draw(Field::Category, event).upper(CATEGORIES)
+            }),
+            Field::Seller => longs(kind, runs, nulls, |run| {
                 let person = self.person_of(run.epoch, 0);
                 move |event| person(self.draw(Field::Seller, event), HOT_SELLER_RATIO)
             }),
-            Field::Bidder => longs(kind, runs, |run| {
+            Field::Bidder => longs(kind, runs, nulls, |run| {
                 // The second of the hundred, so that hot bidders are not the hot sellers.
                 let person = self.person_of(run.epoch, 1);
                 move |event| person(self.draw(Field::Bidder, event), HOT_BIDDER_RATIO)
             }),
-            Field::BidAuction => longs(kind, runs, |run| {
+            Field::BidAuction => longs(kind, runs, nulls, |run| {
                 let last = self.config.last_auction(run.epoch);
                 let first = last.saturating_sub(AUCTIONS_IN_FLIGHT);
                 let hot = last / HOT_EVERY * HOT_EVERY + FIRST_AUCTION_ID;
@@ -190,44 +190,50 @@ impl Generator {
                     if draw.lower(HOT_AUCTION_RATIO) > 0 { hot } else { base + draw.upper(choices) }
                 }
             }),
-            _ => self.text_column(kind, field, runs)?,
+            _ => self.text_column(kind, field, runs, nulls)?,
         })
     }
 
-    fn text_column(&self, kind: Kind, field: Field, runs: &Runs) -> Result<ArrayRef> {
+    fn text_column(&self, kind: Kind, field: Field, runs: &Runs, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
         let pools = self.pools;
         match field {
             Field::PersonName => {
-                texts(kind, runs, 12, |event, out| out.extend_from_slice(self.person_texts(event).name))
+                texts(kind, runs, nulls, 12, |event, out| out.extend_from_slice(self.person_texts(event).name))
             }
-            Field::City => texts(kind, runs, 13, |event, out| out.extend_from_slice(self.person_texts(event).city)),
-            Field::State => texts(kind, runs, 2, |event, out| out.extend_from_slice(self.person_texts(event).state)),
-            Field::EmailUser | Field::EmailHost => texts(kind, runs, 14, |event, out| {
+            Field::City => {
+                texts(kind, runs, nulls, 13, |event, out| out.extend_from_slice(self.person_texts(event).city))
+            }
+            Field::State => {
+                texts(kind, runs, nulls, 2, |event, out| out.extend_from_slice(self.person_texts(event).state))
+            }
+            Field::EmailUser | Field::EmailHost => texts(kind, runs, nulls, 14, |event, out| {
                 let texts = self.person_texts(event);
                 out.extend_from_slice(texts.user);
                 out.push(b'@');
                 out.extend_from_slice(texts.host);
             }),
-            Field::CreditCard => texts(kind, runs, 19, |event, out| self.credit_card(event, out)),
-            Field::PersonExtra => texts(kind, runs, 160, |event, out| {
+            Field::CreditCard => texts(kind, runs, nulls, 19, |event, out| self.credit_card(event, out)),
+            Field::PersonExtra => texts(kind, runs, nulls, 160, |event, out| {
                 let draw = self.draw(Field::PersonExtra, event);
                 let length = extra_length(draw, self.person_size(event), PERSON_BYTES);
                 self.letters(draw, length, out);
             }),
-            Field::ItemName => texts(kind, runs, 20, |event, out| out.extend_from_slice(self.item_name(event))),
-            Field::Description => texts(kind, runs, 60, |event, out| out.extend_from_slice(self.description(event))),
-            Field::AuctionExtra => texts(kind, runs, 420, |event, out| {
+            Field::ItemName => texts(kind, runs, nulls, 20, |event, out| out.extend_from_slice(self.item_name(event))),
+            Field::Description => {
+                texts(kind, runs, nulls, 60, |event, out| out.extend_from_slice(self.description(event)))
+            }
+            Field::AuctionExtra => texts(kind, runs, nulls, 420, |event, out| {
                 let draw = self.draw(Field::AuctionExtra, event);
                 let size = (self.item_name(event).len() + self.description(event).len()) as u64 + 6 * 8;
                 self.letters(draw, extra_length(draw, size, AUCTION_BYTES), out);
             }),
-            Field::Channel => {
-                texts(kind, runs, 12, |event, out| out.extend_from_slice(pools.channels.get(self.channel(event))))
-            }
+            Field::Channel => texts(kind, runs, nulls, 12, |event, out| {
+                out.extend_from_slice(pools.channels.get(self.channel(event)))
+            }),
             Field::Url => {
-                texts(kind, runs, 72, |event, out| out.extend_from_slice(pools.urls.get(self.channel(event))))
+                texts(kind, runs, nulls, 72, |event, out| out.extend_from_slice(pools.urls.get(self.channel(event))))
             }
-            _ => texts(kind, runs, BID_EXTRA_COPY, |event, out| {
+            _ => texts(kind, runs, nulls, BID_EXTRA_COPY, |event, out| {
                 let draw = self.draw(Field::BidExtra, event);
                 let length = extra_length(draw, 4 * 8, BID_BYTES) as usize;
                 let start = out.len();
@@ -318,7 +324,7 @@ impl Generator {
         out.extend_from_slice(&self.pools.letters[cut..cut + length as usize]);
     }
 
-    fn times(&self, kind: Kind, runs: &Runs) -> ArrayRef {
+    fn times(&self, kind: Kind, runs: &Runs, nulls: Option<NullBuffer>) -> ArrayRef {
         let rate = self.config.rate;
         let (whole, part) = ((1000 / rate) as i64, 1000 % rate);
         let mut values = Vec::with_capacity(runs.rows);
@@ -338,10 +344,10 @@ impl Generator {
                 this
             }));
         }
-        Arc::new(TimestampMillisecondArray::new(ScalarBuffer::from(values), None))
+        Arc::new(TimestampMillisecondArray::new(ScalarBuffer::from(values), nulls))
     }
 
-    fn expires(&self, runs: &Runs) -> ArrayRef {
+    fn expires(&self, runs: &Runs, nulls: Option<NullBuffer>) -> ArrayRef {
         let horizon = self.config.auction_horizon();
         let values = |event| {
             let time = self.config.time_ms(event);
@@ -349,7 +355,7 @@ impl Generator {
             time + 1 + self.draw(Field::Expires, event).below((2 * span).max(1)) as i64
         };
         let values = integers(Kind::Auction, runs, |_| values);
-        Arc::new(TimestampMillisecondArray::new(values, None))
+        Arc::new(TimestampMillisecondArray::new(values, nulls))
     }
 }
 
@@ -365,15 +371,26 @@ fn integers<F: Fn(u64) -> i64>(kind: Kind, runs: &Runs, per_run: impl Fn(&Run) -
     ScalarBuffer::from(values)
 }
 
-fn longs<F: Fn(u64) -> u64>(kind: Kind, runs: &Runs, per_run: impl Fn(&Run) -> F) -> ArrayRef {
+fn longs<F: Fn(u64) -> u64>(
+    kind: Kind,
+    runs: &Runs,
+    nulls: Option<NullBuffer>,
+    per_run: impl Fn(&Run) -> F,
+) -> ArrayRef {
     let values = integers(kind, runs, |run| {
         let value = per_run(run);
         move |event| value(event) as i64
     });
-    Arc::new(Int64Array::new(values, None))
+    Arc::new(Int64Array::new(values, nulls))
 }
 
-fn texts(kind: Kind, runs: &Runs, bytes_each: usize, write: impl Fn(u64, &mut Vec<u8>)) -> Result<ArrayRef> {
+fn texts(
+    kind: Kind,
+    runs: &Runs,
+    nulls: Option<NullBuffer>,
+    bytes_each: usize,
+    write: impl Fn(u64, &mut Vec<u8>),
+) -> Result<ArrayRef> {
     let mut bytes = Vec::with_capacity(bytes_each * (runs.rows + 1));
     let mut offsets = Vec::with_capacity(runs.rows + 1);
     offsets.push(0);
@@ -392,7 +409,7 @@ fn texts(kind: Kind, runs: &Runs, bytes_each: usize, write: impl Fn(u64, &mut Ve
         return Err(Error::internal("a batch of generated text is larger than 2 GiB"));
     }
     let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-    StringArray::try_new(offsets, Buffer::from_vec(bytes), None)
+    StringArray::try_new(offsets, Buffer::from_vec(bytes), nulls)
         .map(|array| Arc::new(array) as ArrayRef)
         .map_err(|error| Error::internal("generated text is no text").with_detail(error.to_string()))
 }
