@@ -264,9 +264,9 @@ async fn filters_equal_filtering_afterwards() {
 
 #[tokio::test]
 async fn references_point_to_hot_and_to_recent_ids() {
-    let rows = read(&spec(&[("events.num", "1000000")]), 1, 8192).await;
+    let rows = read(&spec(&[("events.num", "300000")]), 1, 8192).await;
     let (mut hot_auctions, mut hot_bidders, mut hot_sellers, mut bids, mut auctions) = (0, 0, 0, 0, 0);
-    for event in 0..1_000_000_i64 {
+    for event in 0..300_000_i64 {
         let (epoch, row) = (event / 50, event as usize);
         let (last_auction, last_person) = (epoch * 3 + 2, epoch);
         let number = |name: &str, field: &str| rows[name].as_struct()[field].as_primitive::<Int64Type>().value(row);
@@ -371,23 +371,20 @@ async fn what_nexmark_does_not_have_is_refused_by_name() {
     assert!(refused(&none).contains("all zero"));
 }
 
-/// Lengths of every text column over the first 1,000,000 events of seed 0: smallest, mean, greatest, and the number of
+/// Lengths of every text column over the first 200,000 events of seed 0: smallest, mean, greatest, and the number of
 /// values in each eighth of the range. `docs/nexmark.md` publishes the same table.
 #[tokio::test]
 async fn length_histograms_are_as_published() {
-    let rows = read(&spec(&[("events.num", "1000000")]), 1, 8192).await;
+    let rows = read(&spec(&[("events.num", "200000")]), 1, 8192).await;
     let mut table = String::new();
     for kind in Kind::ALL {
         let events = rows.column(kind as usize + 1).as_struct();
-        for (name, field) in Field::of(kind).iter().filter(|(_, field)| field.data_type() == DataType::Utf8) {
+        for (name, _) in Field::of(kind).iter().filter(|(_, field)| field.data_type() == DataType::Utf8) {
             let valid = |row: &usize| events.is_valid(*row);
             let texts = events.column_by_name(name).unwrap().as_string::<i32>();
             let lengths: Vec<i32> = (0..events.len()).filter(valid).map(|row| texts.value_length(row)).collect();
-            table.push_str(&histogram_row(
-                &format!("{kind:?}.{name}").to_lowercase().replace("emailuser", "email"),
-                &lengths,
-            ));
-            assert_eq!(field.data_type(), DataType::Utf8);
+            let kind = format!("{kind:?}").to_lowercase();
+            table.push_str(&histogram_row(&format!("{kind}.{name}"), &lengths));
         }
     }
     let published = include_str!("../../../../docs/nexmark.md");
