@@ -4,6 +4,7 @@
 //! the store is closed.
 
 mod append;
+pub mod daemon;
 mod read;
 mod streams;
 
