@@ -1,9 +1,20 @@
 //! State tables, snapshot files and manifests, restore.
+//!
+//! Invariant: a snapshot's synchronous part copies handles, never rows; whatever is named by a manifest is on disk,
+//! checksummed, and was written once.
 
-/// A state table as of a barrier; pages are shared with the running operator until it writes to them.
-#[derive(Debug)]
-pub struct FrozenTable {}
+mod arena;
+pub mod file;
+pub mod frozen;
+pub mod key_hash;
+pub mod keys;
+pub mod manifest;
+pub mod pages;
+pub mod restore;
+pub mod store;
+pub mod values;
 
-/// One operator's state as read back from a snapshot, cut to the subtask's key range.
-#[derive(Debug)]
-pub struct RestoredOperator {}
+pub use file::write_tables;
+pub use frozen::FrozenTable;
+pub use restore::{RestoredOperator, RestoredTable};
+pub use store::open_store;

@@ -1,0 +1,276 @@
+//! State files: rows of one table, sorted by key hash, as an Arrow IPC file with LZ4 (`docs/state-format.md`).
+//!
+//! Each record batch of the file is a block that can be read by itself; the manifest lists the blocks with their hash
+//! ranges and checksums. Whatever the manifest's checksums do not cover directly (header and footer) is covered by the
+//! checksum of the whole file, which is the combination of those of its parts.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use arrow::buffer::Buffer;
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow_ipc::convert::try_schema_from_ipc_buffer;
+use arrow_ipc::reader::FileDecoder;
+use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+use arrow_ipc::{Block, CompressionType, MetadataVersion};
+use crc32c::{crc32c, crc32c_append, crc32c_combine};
+use weir_types::key_range::KeyRange;
+use weir_types::snapshot::{StateBlock, StateFile};
+use weir_types::{Code, Error, Result};
+
+use crate::frozen::{FrozenTable, HashedRow, RowRef};
+use crate::store::{NewFile, SnapshotStore, StoredFile};
+use crate::values::arrow_error;
+
+/// Name of the first column of every state file.
+pub const HASH_COLUMN: &str = "key_hash";
+/// Version of the layout of state files, in the schema's metadata under `weir.format`.
+pub const FORMAT_VERSION: &str = "1";
+/// Extension of state files.
+pub const EXTENSION: &str = ".arrow";
+/// Rows per block.
+const BLOCK_ROWS: usize = 32 * 1024;
+/// The file's magic with its padding; the schema message follows.
+const MAGIC_BYTES: u64 = 8;
+
+/// The asynchronous part of a snapshot: writes each table that has rows to a file named `<prefix>-<table>.arrow`. On
+/// return all of it is durable. After an error, files of this call may be left; they are swept with the snapshot.
+///
+/// # Errors
+/// `ALREADY_EXISTS` if the prefix was used before, `IO`, `RESOURCE_EXHAUSTED`.
+pub fn write_tables(tables: Vec<FrozenTable>, store: &dyn SnapshotStore, prefix: &str) -> Result<Vec<StateFile>> {
+    let mut files = Vec::new();
+    for table in tables {
+        files.extend(write_table(table, store, prefix)?);
+    }
+    if !files.is_empty() {
+        store.sync()?;
+    }
+    Ok(files)
+}
+
+fn write_table(table: FrozenTable, store: &dyn SnapshotStore, prefix: &str) -> Result<Option<StateFile>> {
+    let FrozenTable { name, rows, columns } = table;
+    let mut rows = rows();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    rows.sort_unstable();
+    let path = format!("{prefix}-{name}{EXTENSION}");
+    let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
+    let fields: Vec<Field> = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
+    let metadata = [("weir.table", name.as_str()), ("weir.format", FORMAT_VERSION)];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, metadata));
+    let failed = |error| write_error(&store.describe(&path), &error);
+
+    let checked = Checked::new(store.create(&path)?);
+    let options = IpcWriteOptions::try_new(MAGIC_BYTES as usize, false, MetadataVersion::V5)
+        .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
+        .map_err(failed)?;
+    let mut writer = FileWriter::try_new_with_options(checked, &schema, options).map_err(failed)?;
+    writer.get_mut().take_part();
+    let mut blocks = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS));
+    let mut refs: Vec<RowRef> = Vec::with_capacity(BLOCK_ROWS.min(rows.len()));
+    for chunk in rows.chunks(BLOCK_ROWS) {
+        refs.clear();
+        refs.extend(chunk.iter().map(|row| row.row));
+        let hashes: UInt64Array = chunk.iter().map(|row| row.hash).collect::<Vec<_>>().into();
+        let mut arrays: Vec<ArrayRef> = vec![Arc::new(hashes)];
+        for (_, gather) in &columns {
+            arrays.push(gather(&refs)?);
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)
+            .map_err(|error| arrow_error(&format!("columns of state table {name:?} do not fit together"), &error))?;
+        writer.write(&batch).map_err(failed)?;
+        let (offset, bytes, crc32c) = writer.get_mut().take_part();
+        blocks.push(StateBlock { offset, bytes, rows: chunk.len() as u64, hashes: hash_range(chunk)?, crc32c });
+    }
+    writer.finish().map_err(failed)?;
+    let mut checked = writer.into_inner().map_err(failed)?;
+    checked.take_part();
+    let (bytes, crc32c) = (checked.written, checked.file_crc);
+    checked.file.finish()?;
+    Ok(Some(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks }))
+}
+
+fn hash_range(rows: &[HashedRow]) -> Result<KeyRange> {
+    match rows {
+        [first, .., last] => KeyRange::new(first.hash, last.hash),
+        [only] => KeyRange::new(only.hash, only.hash),
+        [] => Err(Error::internal("a block without rows")),
+    }
+}
+
+/// Counts and checksums what passes through to a file, as a whole and in parts.
+struct Checked {
+    file: Box<dyn NewFile>,
+    written: u64,
+    file_crc: u32,
+    part_start: u64,
+    part_crc: u32,
+}
+
+impl Checked {
+    fn new(file: Box<dyn NewFile>) -> Self {
+        Self { file, written: 0, file_crc: 0, part_start: 0, part_crc: 0 }
+    }
+
+    /// Offset, length and checksum of what was written since the last call.
+    fn take_part(&mut self) -> (u64, u64, u32) {
+        let part = (self.part_start, self.written - self.part_start, self.part_crc);
+        self.file_crc = crc32c_combine(self.file_crc, self.part_crc, part.1 as usize);
+        self.part_start = self.written;
+        self.part_crc = 0;
+        part
+    }
+}
+
+impl Write for Checked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.part_crc = crc32c_append(self.part_crc, &bytes[..written]);
+        self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The rows of a state file whose key hashes lie in a range.
+#[derive(Debug)]
+pub(crate) struct FileRows {
+    pub(crate) schema: SchemaRef,
+    pub(crate) batches: Vec<RecordBatch>,
+}
+
+/// Reads those blocks of `file` that overlap `range`, checks them, and keeps the rows in the range.
+pub(crate) fn read_file(store: &dyn SnapshotStore, file: &StateFile, range: KeyRange) -> Result<FileRows> {
+    let name = store.describe(&file.path);
+    let stored = store.open(&file.path)?;
+    let schema = read_schema(stored.as_ref(), &name, file)?;
+    let decoder = FileDecoder::new(Arc::clone(&schema), MetadataVersion::V5);
+    let mut batches = Vec::new();
+    for block in file.blocks.iter().filter(|block| block.hashes.overlaps(range)) {
+        let bytes = read_block(stored.as_ref(), &name, block)?;
+        let batch = decode_block(&decoder, &name, block, bytes)?;
+        let inside = range.contains(block.hashes.start()) && range.contains(block.hashes.end());
+        let batch = if inside { batch } else { filter_range(&batch, range)? };
+        if batch.num_rows() > 0 {
+            batches.push(batch);
+        }
+    }
+    Ok(FileRows { schema, batches })
+}
+
+/// Reads and checks every byte of a file.
+pub(crate) fn verify_file(store: &dyn SnapshotStore, file: &StateFile) -> Result<()> {
+    let name = store.describe(&file.path);
+    let stored = store.open(&file.path)?;
+    let schema = read_schema(stored.as_ref(), &name, file)?;
+    let decoder = FileDecoder::new(schema, MetadataVersion::V5);
+    for block in &file.blocks {
+        let bytes = read_block(stored.as_ref(), &name, block)?;
+        decode_block(&decoder, &name, block, bytes)?;
+    }
+    Ok(())
+}
+
+/// The schema in the file's header, after checking header and footer.
+fn read_schema(stored: &dyn StoredFile, name: &str, file: &StateFile) -> Result<SchemaRef> {
+    let len = stored.len()?;
+    if len != file.bytes {
+        let detail = format!("it has {len} bytes, the manifest says {}", file.bytes);
+        return Err(corrupt(name, len.min(file.bytes)).with_detail(detail));
+    }
+    let mut end = None;
+    for block in &file.blocks {
+        if block.offset < MAGIC_BYTES || end.is_some_and(|end| end != block.offset) {
+            return Err(corrupt(name, block.offset).with_detail("the manifest's blocks do not follow one another"));
+        }
+        end = block.offset.checked_add(block.bytes);
+    }
+    let (Some(first), Some(end)) = (file.blocks.first(), end.filter(|&end| end <= len)) else {
+        return Err(corrupt(name, 0).with_detail("the manifest's blocks do not fit into the file"));
+    };
+    let header = stored.read(0, to_usize(first.offset, name)?)?;
+    let footer = stored.read(end, to_usize(len - end, name)?)?;
+    let mut crc = crc32c(&header);
+    for block in &file.blocks {
+        crc = crc32c_combine(crc, block.crc32c, to_usize(block.bytes, name)?);
+    }
+    crc = crc32c_combine(crc, crc32c(&footer), footer.len());
+    if crc != file.crc32c {
+        return Err(corrupt(name, 0).with_detail(format!(
+            "header, footer and blocks have checksum {crc:08x} together, the manifest says {:08x}",
+            file.crc32c
+        )));
+    }
+    let schema = try_schema_from_ipc_buffer(&header[MAGIC_BYTES as usize..])
+        .map_err(|error| corrupt(name, MAGIC_BYTES).with_detail(error.to_string()))?;
+    match schema.metadata().get("weir.format").map(String::as_str) {
+        Some(FORMAT_VERSION) => {}
+        other => {
+            let version = other.unwrap_or("none");
+            return Err(Error::new(Code::Unsupported, format!("state file {name} has format version {version}"))
+                .with_hint(format!("This version of Weir reads format version {FORMAT_VERSION}.")));
+        }
+    }
+    match schema.fields().first() {
+        Some(field) if field.name() == HASH_COLUMN && *field.data_type() == DataType::UInt64 => Ok(Arc::new(schema)),
+        _ => Err(corrupt(name, MAGIC_BYTES).with_detail("the first column is not the key hash")),
+    }
+}
+
+fn read_block(stored: &dyn StoredFile, name: &str, block: &StateBlock) -> Result<Vec<u8>> {
+    let bytes = stored.read(block.offset, to_usize(block.bytes, name)?)?;
+    let crc = crc32c(&bytes);
+    if crc != block.crc32c {
+        let detail = format!("the block has checksum {crc:08x}, the manifest says {:08x}", block.crc32c);
+        return Err(corrupt(name, block.offset).with_detail(detail));
+    }
+    Ok(bytes)
+}
+
+fn decode_block(decoder: &FileDecoder, name: &str, block: &StateBlock, bytes: Vec<u8>) -> Result<RecordBatch> {
+    let damaged = |detail: String| corrupt(name, block.offset).with_detail(detail);
+    // An encapsulated message: four bytes 0xff, the length of the metadata, the metadata, the body.
+    let prefix: Option<[u8; 4]> = bytes.get(4..8).and_then(|prefix| prefix.try_into().ok());
+    let metadata = prefix.map(i32::from_le_bytes).and_then(|len| len.checked_add(8)).unwrap_or(-1);
+    let body = usize::try_from(metadata).ok().and_then(|metadata| bytes.len().checked_sub(metadata));
+    let Some(body) = body else { return Err(damaged("the block's length prefix is wrong".to_owned())) };
+    let place = Block::new(0, metadata, body as i64);
+    let batch = decoder.read_record_batch(&place, &Buffer::from_vec(bytes));
+    let batch = batch.map_err(|error| damaged(error.to_string()))?;
+    match batch {
+        Some(batch) if batch.num_rows() as u64 == block.rows => Ok(batch),
+        _ => Err(damaged(format!("the block does not hold {} rows", block.rows))),
+    }
+}
+
+fn filter_range(batch: &RecordBatch, range: KeyRange) -> Result<RecordBatch> {
+    let hashes = batch.column(0).as_primitive::<UInt64Type>().values();
+    let inside = hashes.iter().map(|&hash| Some(range.contains(hash))).collect();
+    filter_record_batch(batch, &inside).map_err(|error| arrow_error("could not cut state to a key range", &error))
+}
+
+fn to_usize(bytes: u64, name: &str) -> Result<usize> {
+    usize::try_from(bytes).map_err(|_| corrupt(name, bytes))
+}
+
+fn corrupt(name: &str, offset: u64) -> Error {
+    Error::new(Code::Corrupt, format!("state file {name} is damaged at offset {offset}"))
+        .with_hint("Restore from another snapshot, or fetch an undamaged copy of this one.")
+}
+
+fn write_error(name: &str, error: &arrow::error::ArrowError) -> Error {
+    let message = format!("could not write state file {name}");
+    match error {
+        arrow::error::ArrowError::IoError(_, error) => Error::io(message, error),
+        other => Error::new(Code::Io, message).with_detail(other.to_string()),
+    }
+}

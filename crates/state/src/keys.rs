@@ -1,0 +1,369 @@
+//! The keys of a state table, by slot: a hash index over columns in copy-on-write pages.
+//!
+//! Accumulators are kept beside it in [`Pages`] of their own, addressed by the same slots. Work is done per batch:
+//! [`KeyTable::lookup_or_insert`] turns rows into slots, typed loops over the slots do the rest.
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use weir_types::{Code, Error, Result};
+
+use crate::arena::{Arena, FrozenArena};
+use crate::pages::{FrozenPages, Pages};
+use crate::values::{Data, Form, Values};
+
+/// One key column by slot.
+#[derive(Debug)]
+struct KeyColumn {
+    store: Store,
+    /// Which slots are null; none until the first null.
+    nulls: Option<Pages<bool>>,
+}
+
+#[derive(Debug)]
+enum Store {
+    Words(Pages<i64>),
+    Wides(Pages<i128>),
+    Bytes(Arena),
+}
+
+impl KeyColumn {
+    fn new(form: Form) -> Self {
+        let store = match form {
+            Form::Word | Form::Float => Store::Words(Pages::new()),
+            Form::Wide => Store::Wides(Pages::new()),
+            Form::Bytes => Store::Bytes(Arena::default()),
+        };
+        Self { store, nulls: None }
+    }
+
+    #[inline]
+    fn equals(&self, slot: u32, values: &Values, row: usize) -> bool {
+        if self.nulls.is_some() || values.nulls.is_some() {
+            let null = self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot));
+            if null || values.is_null(row) {
+                return null && values.is_null(row);
+            }
+        }
+        match (&self.store, &values.data) {
+            (Store::Words(pages), Data::Words(words)) => *pages.get(slot) == words[row],
+            (Store::Wides(pages), Data::Wides(wides)) => *pages.get(slot) == wides[row],
+            (Store::Bytes(arena), Data::Bytes(bytes)) => arena.get(slot) == bytes.value(row),
+            _ => false,
+        }
+    }
+
+    /// Writes a row's value to `slot`, which is the next new one or one that was removed.
+    fn write(&mut self, slot: u32, fresh: bool, values: &Values, row: usize) -> Result<()> {
+        let null = values.is_null(row);
+        if null && self.nulls.is_none() {
+            let mut nulls = Pages::new();
+            nulls.grow(self.slots(), &false);
+            self.nulls = Some(nulls);
+        }
+        if let Some(nulls) = &mut self.nulls {
+            put(nulls, slot, fresh, null);
+        }
+        match (&mut self.store, &values.data) {
+            (Store::Words(pages), Data::Words(words)) => put(pages, slot, fresh, if null { 0 } else { words[row] }),
+            (Store::Wides(pages), Data::Wides(wides)) => put(pages, slot, fresh, if null { 0 } else { wides[row] }),
+            (Store::Bytes(arena), Data::Bytes(bytes)) => {
+                let value = if null { &[] } else { bytes.value(row) };
+                return if fresh { arena.push(value) } else { arena.set(slot, value) };
+            }
+            _ => return Err(Error::internal("a key column changed its type")),
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> usize {
+        match &self.store {
+            Store::Words(pages) => pages.len(),
+            Store::Wides(pages) => pages.len(),
+            Store::Bytes(arena) => arena.slots(),
+        }
+    }
+
+    fn remove(&mut self, slot: u32) -> Result<()> {
+        match &mut self.store {
+            Store::Bytes(arena) => arena.remove(slot),
+            Store::Words(_) | Store::Wides(_) => Ok(()),
+        }
+    }
+
+    fn freeze(&mut self) -> FrozenKeyColumn {
+        let store = match &mut self.store {
+            Store::Words(pages) => FrozenStore::Words(pages.freeze()),
+            Store::Wides(pages) => FrozenStore::Wides(pages.freeze()),
+            Store::Bytes(arena) => FrozenStore::Bytes(arena.freeze()),
+        };
+        FrozenKeyColumn { store, nulls: self.nulls.as_mut().map(Pages::freeze) }
+    }
+
+    fn bytes(&self) -> usize {
+        let store = match &self.store {
+            Store::Words(pages) => pages.bytes(),
+            Store::Wides(pages) => pages.bytes(),
+            Store::Bytes(arena) => arena.bytes(),
+        };
+        store + self.nulls.as_ref().map_or(0, Pages::bytes)
+    }
+}
+
+fn put<T: Clone>(pages: &mut Pages<T>, slot: u32, fresh: bool, value: T) {
+    if fresh {
+        pages.push(value);
+    } else {
+        *pages.get_mut(slot) = value;
+    }
+}
+
+/// One value of a key column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyValue<'a> {
+    /// A null.
+    Null,
+    /// See [`Form::Word`].
+    Word(i64),
+    /// See [`Form::Wide`].
+    Wide(i128),
+    /// See [`Form::Bytes`].
+    Bytes(&'a [u8]),
+}
+
+/// Keys by slot. Slots are dense: a removed key's slot goes to the next new key.
+#[derive(Debug)]
+pub struct KeyTable {
+    index: HashTable<u32>,
+    hashes: Pages<u64>,
+    columns: Vec<KeyColumn>,
+    free: Vec<u32>,
+}
+
+/// Subtasks own ranges of hashes, so the upper bits of a hash say little within one subtask, and it is these that the
+/// index compares first.
+#[inline]
+fn spread(hash: u64) -> u64 {
+    hash ^ (hash << 32)
+}
+
+impl KeyTable {
+    /// An empty table with room for `capacity` keys whose columns have these forms.
+    pub fn new(forms: &[Form], capacity: usize) -> Self {
+        Self {
+            index: HashTable::with_capacity(capacity),
+            hashes: Pages::new(),
+            columns: forms.iter().map(|&form| KeyColumn::new(form)).collect(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.hashes.len() - self.free.len()
+    }
+
+    /// Whether there are no keys.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One more than the greatest slot in use: accumulators must have this many slots.
+    pub fn slots(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// For each of `rows`, the slot of its key; a key not seen before gets one. `hashes` and `keys` are indexed by row,
+    /// `slots` (overwritten) by position in `rows`.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` beyond 2³² keys.
+    pub fn lookup_or_insert(
+        &mut self,
+        hashes: &[u64],
+        keys: &[Values],
+        rows: &[u32],
+        slots: &mut Vec<u32>,
+    ) -> Result<()> {
+        slots.clear();
+        slots.reserve(rows.len());
+        if let ([Values { data: Data::Words(words), nulls: None }], [KeyColumn { nulls: None, .. }]) =
+            (keys, self.columns.as_slice())
+        {
+            return self.lookup_or_insert_words(hashes, words, rows, slots);
+        }
+        for &row in rows {
+            slots.push(self.entry(hashes[row as usize], keys, row as usize)?);
+        }
+        Ok(())
+    }
+
+    /// One column of words without nulls: compares the key itself, not its hash.
+    fn lookup_or_insert_words(
+        &mut self,
+        hashes: &[u64],
+        words: &[i64],
+        rows: &[u32],
+        slots: &mut Vec<u32>,
+    ) -> Result<()> {
+        let Self { index, hashes: stored, columns, free } = self;
+        let [KeyColumn { store: Store::Words(pages), .. }] = columns.as_mut_slice() else {
+            return Err(Error::internal("a key column changed its type"));
+        };
+        for &row in rows {
+            let (hash, word) = (hashes[row as usize], words[row as usize]);
+            let entry = index.entry(spread(hash), |&slot| *pages.get(slot) == word, |&slot| spread(*stored.get(slot)));
+            let slot = match entry {
+                Entry::Occupied(entry) => *entry.get(),
+                Entry::Vacant(entry) => {
+                    let (slot, fresh) = next_slot(free, stored.len())?;
+                    entry.insert(slot);
+                    put(stored, slot, fresh, hash);
+                    put(pages, slot, fresh, word);
+                    slot
+                }
+            };
+            slots.push(slot);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, hash: u64, keys: &[Values], row: usize) -> Result<u32> {
+        let Self { index, hashes: stored, columns, free } = self;
+        let equal = |&slot: &u32| {
+            *stored.get(slot) == hash && columns.iter().zip(keys).all(|(column, key)| column.equals(slot, key, row))
+        };
+        match index.entry(spread(hash), equal, |&slot| spread(*stored.get(slot))) {
+            Entry::Occupied(entry) => Ok(*entry.get()),
+            Entry::Vacant(entry) => {
+                let (slot, fresh) = next_slot(free, stored.len())?;
+                for (column, key) in columns.iter_mut().zip(keys) {
+                    column.write(slot, fresh, key, row)?;
+                }
+                entry.insert(slot);
+                put(stored, slot, fresh, hash);
+                Ok(slot)
+            }
+        }
+    }
+
+    /// The slot of a row's key, if it is there.
+    pub fn find(&self, hash: u64, keys: &[Values], row: usize) -> Option<u32> {
+        let equal = |&slot: &u32| {
+            *self.hashes.get(slot) == hash
+                && self.columns.iter().zip(keys).all(|(column, key)| column.equals(slot, key, row))
+        };
+        self.index.find(spread(hash), equal).copied()
+    }
+
+    /// Forgets the key in `slot`; the slot will be given to another key.
+    ///
+    /// # Errors
+    /// `INTERNAL` if no key is there.
+    pub fn remove(&mut self, slot: u32) -> Result<()> {
+        let hash = spread(*self.hashes.get(slot));
+        match self.index.find_entry(hash, |&other| other == slot) {
+            Ok(entry) => entry.remove(),
+            Err(_) => return Err(Error::internal(format!("slot {slot} holds no key"))),
+        };
+        self.free.push(slot);
+        self.columns.iter_mut().try_for_each(|column| column.remove(slot))
+    }
+
+    /// The hash of the key in a slot.
+    #[inline]
+    pub fn hash(&self, slot: u32) -> u64 {
+        *self.hashes.get(slot)
+    }
+
+    /// One column of the key in a slot.
+    #[inline]
+    pub fn key(&self, column: usize, slot: u32) -> KeyValue<'_> {
+        let column = &self.columns[column];
+        if column.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
+            return KeyValue::Null;
+        }
+        match &column.store {
+            Store::Words(pages) => KeyValue::Word(*pages.get(slot)),
+            Store::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
+            Store::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
+        }
+    }
+
+    /// The synchronous part of a snapshot.
+    pub fn freeze(&mut self) -> FrozenKeys {
+        let mut free = self.free.clone();
+        free.sort_unstable();
+        FrozenKeys {
+            hashes: self.hashes.freeze(),
+            columns: self.columns.iter_mut().map(KeyColumn::freeze).collect(),
+            free,
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.index.allocation_size()
+            + self.hashes.bytes()
+            + self.columns.iter().map(KeyColumn::bytes).sum::<usize>()
+            + self.free.len() * size_of::<u32>()
+    }
+}
+
+fn next_slot(free: &mut Vec<u32>, slots: usize) -> Result<(u32, bool)> {
+    match free.pop() {
+        Some(slot) => Ok((slot, false)),
+        None => match u32::try_from(slots) {
+            Ok(slot) => Ok((slot, true)),
+            Err(_) => Err(Error::new(Code::ResourceExhausted, "a state table holds 2³² keys already")
+                .with_hint("Raise the parallelism, so that each subtask holds fewer keys.")),
+        },
+    }
+}
+
+/// The keys of a table as of a snapshot.
+#[derive(Debug)]
+pub struct FrozenKeys {
+    pub(crate) hashes: FrozenPages<u64>,
+    pub(crate) columns: Vec<FrozenKeyColumn>,
+    /// Slots without a key, ascending.
+    free: Vec<u32>,
+}
+
+impl FrozenKeys {
+    /// The slots that hold a key, ascending.
+    pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        let mut free = self.free.iter().copied().peekable();
+        (0..self.hashes.len() as u32).filter(move |slot| free.next_if_eq(slot).is_none())
+    }
+
+    /// The hash of the key in a slot.
+    pub fn hash(&self, slot: u32) -> u64 {
+        *self.hashes.get(slot)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FrozenKeyColumn {
+    store: FrozenStore,
+    nulls: Option<FrozenPages<bool>>,
+}
+
+#[derive(Debug)]
+enum FrozenStore {
+    Words(FrozenPages<i64>),
+    Wides(FrozenPages<i128>),
+    Bytes(FrozenArena),
+}
+
+impl FrozenKeyColumn {
+    pub(crate) fn value(&self, slot: u32) -> KeyValue<'_> {
+        if self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
+            return KeyValue::Null;
+        }
+        match &self.store {
+            FrozenStore::Words(pages) => KeyValue::Word(*pages.get(slot)),
+            FrozenStore::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
+            FrozenStore::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
+        }
+    }
+}

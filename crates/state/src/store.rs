@@ -1,0 +1,316 @@
+//! Where snapshots lie: a directory that is written to by conditional creates only.
+//!
+//! Promises: a file appears under its name at most once, whoever races for it; what [`NewFile::finish`],
+//! [`SnapshotStore::publish`] and [`SnapshotStore::sync`] return from is on disk, directory entries included. A local
+//! directory is one implementation; object stores with conditional create can be others, those without are refused.
+//! Calls block: they belong on a files thread.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use weir_types::{Code, Error, Result};
+
+/// Whether a conditional create found the name free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is ours.
+    New,
+    /// Somebody was there before; nothing was changed.
+    Exists,
+}
+
+/// A directory of one snapshot.
+pub trait SnapshotStore: Send + Sync {
+    /// For messages: where this is, with a file's name.
+    fn describe(&self, file: &str) -> String;
+
+    /// Starts a file that must not exist. Readers may see it before it is finished.
+    ///
+    /// # Errors
+    /// `ALREADY_EXISTS`, `IO`, `RESOURCE_EXHAUSTED`.
+    fn create(&self, file: &str) -> Result<Box<dyn NewFile>>;
+
+    /// Creates a whole file at once if the name is free; nobody ever sees a part of it.
+    ///
+    /// # Errors
+    /// `IO`, `RESOURCE_EXHAUSTED`.
+    fn publish(&self, file: &str, bytes: &[u8]) -> Result<Created>;
+
+    /// Makes the names of finished files durable.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn sync(&self) -> Result<()>;
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `IO`.
+    fn open(&self, file: &str) -> Result<Box<dyn StoredFile>>;
+
+    /// The names of all files.
+    ///
+    /// # Errors
+    /// `IO`. A directory that does not exist has no files.
+    fn list(&self) -> Result<Vec<String>>;
+
+    /// Deletes a file; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn delete(&self, file: &str) -> Result<()>;
+
+    /// Deletes the directory itself; says whether it is gone. Not gone: something else is in it.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn delete_directory(&self) -> Result<bool>;
+}
+
+/// A file being written. Dropped without [`NewFile::finish`], it is deleted.
+pub trait NewFile: Write {
+    /// Makes the contents durable; the name is after [`SnapshotStore::sync`].
+    ///
+    /// # Errors
+    /// `IO`, `RESOURCE_EXHAUSTED`.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A file open for reading.
+pub trait StoredFile {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn len(&self) -> Result<u64>;
+
+    /// Whether it has no bytes.
+    ///
+    /// # Errors
+    /// `IO`.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Reads `bytes` bytes from `offset`.
+    ///
+    /// # Errors
+    /// `CORRUPT` if the file ends before, `IO`.
+    fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>>;
+}
+
+/// The store at `location`: a path, or a `file://` URL.
+///
+/// # Errors
+/// `UNSUPPORTED` for other kinds of URLs.
+pub fn open_store(location: &str) -> Result<Box<dyn SnapshotStore>> {
+    let path = location.strip_prefix("file://").unwrap_or(location);
+    match path.split_once("://") {
+        None => Ok(Box::new(LocalDirectory::new(path))),
+        Some((scheme, _)) => {
+            Err(Error::new(Code::Unsupported, format!("snapshots cannot be kept in {scheme}:// locations yet"))
+                .with_detail(location)
+                .with_hint("Use a directory that every process can reach, as a path or a file:// URL."))
+        }
+    }
+}
+
+/// A directory of this machine, or of a file system shared by all.
+#[derive(Debug)]
+pub struct LocalDirectory {
+    path: PathBuf,
+}
+
+impl LocalDirectory {
+    /// The directory at `path`; it is created with the first file.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        if plain {
+            return Ok(self.path.join(name));
+        }
+        // Names come out of manifests, which may be anybody's: they must not lead out of the directory.
+        Err(Error::new(Code::Corrupt, format!("{name:?} is not a file name of a snapshot")))
+    }
+
+    /// Creates the directory; every directory entry made on the way is synced.
+    fn ensure(&self) -> Result<()> {
+        if self.path.is_dir() {
+            return Ok(());
+        }
+        let missing: Vec<&Path> = self.path.ancestors().take_while(|path| !path.exists()).collect();
+        fs::create_dir_all(&self.path).map_err(|error| io_error("create directory", &self.path, &error))?;
+        for created in missing {
+            let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            sync_directory(parent)?;
+        }
+        Ok(())
+    }
+}
+
+impl SnapshotStore for LocalDirectory {
+    fn describe(&self, file: &str) -> String {
+        self.path.join(file).display().to_string()
+    }
+
+    fn create(&self, file: &str) -> Result<Box<dyn NewFile>> {
+        self.ensure()?;
+        let path = self.file(file)?;
+        let opened = OpenOptions::new().write(true).create_new(true).open(&path);
+        match opened {
+            Ok(file) => Ok(Box::new(LocalFile { file, path, finished: false })),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::new(Code::AlreadyExists, format!("file {} exists already", path.display()))
+                    .with_detail("Files of snapshots are written once, under names that no other attempt uses."))
+            }
+            Err(error) => Err(io_error("create", &path, &error)),
+        }
+    }
+
+    fn publish(&self, file: &str, bytes: &[u8]) -> Result<Created> {
+        self.ensure()?;
+        let target = self.file(file)?;
+        // The temporary name is this process's own; a left-over of a crashed one with the same id is overwritten.
+        let temporary = self.path.join(format!(".{file}.{}.tmp", std::process::id()));
+        let write = || -> io::Result<Created> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            match fs::hard_link(&temporary, &target) {
+                Ok(()) => Ok(Created::New),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Created::Exists),
+                Err(error) => Err(error),
+            }
+        };
+        let created = write();
+        // Whether or not it worked, the temporary name has served; one that stays is swept with the snapshot.
+        let _ = fs::remove_file(&temporary);
+        let created = created.map_err(|error| io_error("publish", &target, &error))?;
+        sync_directory(&self.path)?;
+        Ok(created)
+    }
+
+    fn sync(&self) -> Result<()> {
+        sync_directory(&self.path)
+    }
+
+    fn open(&self, file: &str) -> Result<Box<dyn StoredFile>> {
+        let path = self.file(file)?;
+        match File::open(&path) {
+            Ok(file) => Ok(Box::new(LocalStored { file, path })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::not_found(format!("file {} does not exist", path.display())).with_hint(
+                    "A snapshot is the whole directory: check that it was copied completely and that this process \
+                     can see it.",
+                ))
+            }
+            Err(error) => Err(io_error("open", &path, &error)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("list", &self.path, &error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| io_error("list", &self.path, &error))?;
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                names.extend(entry.file_name().into_string().ok());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn delete(&self, file: &str) -> Result<()> {
+        self.file(file.trim_start_matches('.'))?;
+        let path = self.path.join(file);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("delete", &path, &error)),
+        }
+    }
+
+    fn delete_directory(&self) -> Result<bool> {
+        match fs::remove_dir(&self.path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            Err(error) => Err(io_error("delete directory", &self.path, &error)),
+        }
+    }
+}
+
+struct LocalFile {
+    file: File,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Write for LocalFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl NewFile for LocalFile {
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.file.sync_all().map_err(|error| io_error("sync", &self.path, &error))?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for LocalFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Nothing refers to it; should this fail, the snapshot's directory is swept when it is aborted.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+struct LocalStored {
+    file: File,
+    path: PathBuf,
+}
+
+impl StoredFile for LocalStored {
+    fn len(&self) -> Result<u64> {
+        self.file.metadata().map(|metadata| metadata.len()).map_err(|error| io_error("read", &self.path, &error))
+    }
+
+    fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+        // The length comes out of a manifest: check it against the file before memory is taken.
+        let len = self.len()?;
+        if offset.checked_add(bytes as u64).is_none_or(|end| end > len) {
+            return Err(Error::new(Code::Corrupt, format!("file {} is too short", self.path.display())).with_detail(
+                format!("bytes {offset} to {} are wanted, it has {len}", offset.saturating_add(bytes as u64)),
+            ));
+        }
+        let mut buffer = vec![0; bytes];
+        self.file.read_exact_at(&mut buffer, offset).map_err(|error| io_error("read", &self.path, &error))?;
+        Ok(buffer)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| io_error("sync", path, &error))
+}
+
+fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::io(format!("could not {what} {}", path.display()), error)
+}
