@@ -1,2 +1,43 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: the project's own commands. They need nothing but a Rust toolchain, and little of it: this crate
+//! stays small because every one of them compiles it first.
+
+mod run;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND [ARGUMENTS]
+
+  test [--release] [FILTER…]     build the binaries that tests start, then run all tests
+  quickstart [--release] [ARG…]  build the binaries, then run `weir quickstart ARG…`
+  tidy                           check what neither rustc nor clippy checks
+  bench [ARG…]                   run the micro-benchmarks, as `cargo bench` would with ARG…";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let Some((command, rest)) = arguments.split_first() else { bail!("no command given\n\n{USAGE}") };
+    match command.as_str() {
+        "test" => run::test(rest),
+        "quickstart" => run::quickstart(rest),
+        "tidy" => tidy::check(),
+        "bench" => run::bench(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("unknown command {other:?}\n\n{USAGE}"),
+    }
+}
