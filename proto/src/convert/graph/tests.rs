@@ -1,3 +1,5 @@
+//! Job graphs survive the wire whole, and graphs that contradict themselves are refused.
+
 use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use prost::Message;
 
