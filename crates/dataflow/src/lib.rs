@@ -1,10 +1,24 @@
 //! The dataflow: elements, channels, input gates, operators and chains, exchanges, and the task loop that drives one
 //! subtask. Connectors implement [`source::Source`] and [`sink::Sink`]; a TaskManager wires subtasks to its network.
 
+pub mod calc;
+pub mod chain;
+pub mod channel;
 pub mod element;
+pub mod exchange;
+#[cfg(test)]
+mod fixtures;
+pub mod gate;
+pub mod memory;
+pub mod metrics;
 pub mod operator;
+pub mod plan;
+pub mod reader;
 pub mod sink;
 pub mod source;
+pub mod subtask;
+pub mod testing;
+pub mod watermark;
 
 use weir_types::Result;
 
