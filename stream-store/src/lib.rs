@@ -12,6 +12,7 @@ mod committer;
 pub mod config;
 pub mod disk;
 pub mod frame;
+mod group;
 mod partition;
 mod producers;
 mod retention;
@@ -19,6 +20,7 @@ mod segment;
 pub mod server;
 mod sidecar;
 mod store;
+mod store_groups;
 mod stream;
 
 pub use block::{MAX_BLOCK_BYTES, Record, RecordBlock, RecordBlockBuilder, Records};

@@ -25,6 +25,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::committer::Committers;
 use crate::config::StoreConfig;
 use crate::disk::{Disk, RealDisk, create_dir, lock_dir, remove, sync_dir};
+use crate::group::Groups;
 use crate::partition::Cursor;
 use crate::stream::{StreamState, check_options};
 
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     streams: RwLock<BTreeMap<StreamName, Arc<StreamState>>>,
     /// Held while streams are made or deleted.
     catalogue: Mutex<()>,
+    pub(crate) groups: Groups,
     committers: Committers,
     maintenance: Maintenance,
     closed: AtomicBool,
@@ -92,6 +94,7 @@ impl Store {
         let streams = open_streams(&config, &disk)?;
         info!(data_dir = %root.display(), streams = streams.len(), "store opened");
         let inner = Arc::new(Inner {
+            groups: Groups::open(root.join("groups"), clock.now())?,
             committers: Committers::start(&config, &clock)?,
             config,
             clock,
@@ -129,10 +132,10 @@ impl Store {
         blocking(move || inner.create_stream(&name, options, if_not_exists)).await
     }
 
-    /// Deletes a stream with everything in it.
+    /// Deletes a stream with everything in it, its reader groups included.
     ///
     /// # Errors
-    /// `NOT_FOUND`; `FAILED_PRECONDITION` if pins hold it and `force` is not given; I/O errors.
+    /// `NOT_FOUND`; `FAILED_PRECONDITION` if pins or groups hold it and `force` is not given; I/O errors.
     pub async fn delete_stream(&self, name: &StreamName, force: bool) -> Result<()> {
         let (inner, name) = (Arc::clone(&self.inner), name.clone());
         blocking(move || inner.delete_stream(&name, force)).await
@@ -315,6 +318,15 @@ impl Inner {
             return Err(Error::new(Code::FailedPrecondition, what)
                 .with_hint("Delete those snapshots or pins first, or force it."));
         }
+        let groups = self.groups.list(Some(name));
+        if let Some(group) = groups.first().filter(|_| !force) {
+            let what = format!("stream {name} is read by reader group {}", group.name);
+            return Err(Error::new(Code::FailedPrecondition, what)
+                .with_hint("Delete its reader groups first, or force it to delete them as well."));
+        }
+        for group in &groups {
+            self.groups.delete(&group.name, None, true)?;
+        }
         let trash = self.config.data_dir.join("trash").join(format!("{}-{}", name.scope(), name.stream()));
         remove(&trash)?;
         rename(&stream.dir, &trash)?;
@@ -327,7 +339,7 @@ impl Inner {
     fn maintain(&self) -> Result<()> {
         let now = self.clock.now();
         let streams: Vec<_> = self.streams.read().values().cloned().collect();
-        let mut outcome = Ok(());
+        let mut outcome = self.groups.tick(now);
         for stream in streams {
             let partitions = stream.open_partitions().map(|partition| partition.maintain());
             for result in partitions.chain([stream.retain(now)]) {

@@ -31,6 +31,7 @@
 //! ```
 
 
+mod groups;
 mod producer;
 mod reader;
 
@@ -49,6 +50,7 @@ use weir_types::store::{Appended, Pin, ProducerStamp, StreamInfo, StreamOptions,
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::{Error, Result};
 
+pub use groups::{GroupWatch, MemberWatch};
 pub use producer::{Producer, ProducerOptions, partition_of};
 pub use reader::{ReadBlock, Reader, ReaderOptions};
 

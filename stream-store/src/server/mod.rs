@@ -5,6 +5,7 @@
 
 mod append;
 pub mod daemon;
+mod groups;
 mod read;
 mod streams;
 
@@ -15,6 +16,7 @@ use futures::stream::unfold;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use weir_proto::pb::store::v1::groups_server::GroupsServer;
 use weir_proto::pb::store::v1::streams_server::StreamsServer;
 use weir_types::{Error, Result};
 
@@ -41,7 +43,8 @@ pub(crate) struct Context {
 pub async fn serve(listener: TcpListener, store: Store, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
     let stopping = CancellationToken::new();
     let context = Context { store: store.clone(), stopping: stopping.clone() };
-    let streams = StreamsServer::new(streams::StreamsService(context.clone()))
+    let groups = GroupsServer::new(groups::GroupsService(context.clone()));
+    let streams = StreamsServer::new(streams::StreamsService(context))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = unfold(listener, |listener| async move {
@@ -58,6 +61,7 @@ pub async fn serve(listener: TcpListener, store: Store, shutdown: impl Future<Ou
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .add_service(streams)
+        .add_service(groups)
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = std::pin::pin!(server);
     let grace = async {

@@ -1,0 +1,12 @@
+//! Reader groups: the pure state machine, and the shell that makes it durable.
+
+mod assign;
+mod checkpoint;
+mod shell;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use checkpoint::Start;
+pub(crate) use shell::Groups;
+pub(crate) use state::{Command, Group, Reply};
