@@ -18,17 +18,17 @@ use weir_types::snapshot::Barrier;
 use weir_types::{Error, Result};
 
 use crate::changes;
-use crate::writer::{Output, Writer};
+use crate::writer::{Blocking, BlockingOutput, Writer};
 
 /// Prints rows.
 pub(crate) struct PrintSink {
     prefix: String,
-    writer: Writer,
+    writer: Writer<Vec<u8>>,
 }
 
 struct StandardOutput;
 
-impl Output for StandardOutput {
+impl BlockingOutput for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         std::io::stdout().write_all(bytes).map_err(|error| Error::io("cannot write to standard output", &error))
     }
@@ -43,7 +43,7 @@ impl PrintSink {
         let identifier = context.spec.connector.text("print-identifier").unwrap_or_default();
         Self {
             prefix: prefix(identifier, context.subtask, context.parallelism),
-            writer: Writer::new(&context.io, StandardOutput),
+            writer: Writer::new(&context.io, Blocking::new(StandardOutput)),
         }
     }
 }
@@ -60,8 +60,9 @@ fn prefix(identifier: &str, subtask: u32, parallelism: u32) -> String {
 #[async_trait(?Send)]
 impl Sink for PrintSink {
     fn write(&mut self, batch: &Batch) -> Result<()> {
-        let text = render(&self.prefix, batch)?;
-        self.writer.write(text.into_bytes())?;
+        let text = render(&self.prefix, batch)?.into_bytes();
+        let bytes = text.len();
+        self.writer.write(text, bytes)?;
         // What was printed is seen at once, not at the next checkpoint.
         drop(self.writer.commit());
         Ok(())

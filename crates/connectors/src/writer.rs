@@ -1,30 +1,83 @@
-//! A queue of bytes between a sink on the compute thread and blocking output on the io runtime.
+//! A queue between a sink on the compute thread and its output on the io runtime.
 //!
 //! What a sink queues is written in order; a commit covers everything queued before it. The queue is bounded by
 //! [`Writer::ready`], which waits while more than [`QUEUED_BYTES_MAX`] are in it: a chain asks before every step, so that
-//! at most one step's output comes on top.
+//! at most one step's output comes on top. Dropping the writer stops the output where it is: a cancelled attempt writes
+//! nothing more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::AbortHandle;
 use weir_types::{Error, Result};
 
 /// Bytes that may wait to be written.
 const QUEUED_BYTES_MAX: usize = 4 << 20;
 
-/// Where bytes go. Runs on a blocking thread.
+/// Where pieces go.
+#[async_trait]
 pub(crate) trait Output: Send + 'static {
-    /// Writes one piece; what one piece holds (whole lines) is never torn between two files.
+    /// What one batch was encoded to.
+    type Piece: Send + 'static;
+
+    /// Writes one piece.
+    async fn write(&mut self, piece: Self::Piece) -> Result<()>;
+
+    /// Makes everything written so far durable, and visible to others.
+    async fn commit(&mut self) -> Result<()>;
+}
+
+/// Where bytes go by calls that block.
+pub(crate) trait BlockingOutput: Send + 'static {
+    /// Writes bytes; what one call brings (whole lines) is never torn between two files.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// Makes everything written so far durable, and visible to others.
     fn commit(&mut self) -> Result<()>;
 }
 
-enum Command {
-    Write(Vec<u8>),
+/// Makes the calls of a [`BlockingOutput`] on blocking threads. It is away while a call is under way.
+pub(crate) struct Blocking<O>(Option<O>);
+
+impl<O: BlockingOutput> Blocking<O> {
+    pub(crate) fn new(output: O) -> Self {
+        Self(Some(output))
+    }
+
+    async fn call(&mut self, work: impl FnOnce(&mut O) -> Result<()> + Send + 'static) -> Result<()> {
+        let Some(mut output) = self.0.take() else {
+            return Err(Error::internal("an earlier write did not come back"));
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&mut output);
+            (output, result)
+        });
+        let (output, result) =
+            done.await.map_err(|error| Error::internal("a write was cut short").with_detail(error.to_string()))?;
+        self.0 = Some(output);
+        result
+    }
+}
+
+#[async_trait]
+impl<O: BlockingOutput> Output for Blocking<O> {
+    type Piece = Vec<u8>;
+
+    async fn write(&mut self, piece: Vec<u8>) -> Result<()> {
+        self.call(move |output| output.write(&piece)).await
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        self.call(O::commit).await
+    }
+}
+
+enum Command<P> {
+    Write { piece: P, bytes: usize },
     Commit(oneshot::Sender<Result<()>>),
 }
 
@@ -33,41 +86,39 @@ struct Shared {
     queued_bytes: AtomicUsize,
     room: Notify,
     /// Set once, before the command channel closes.
-    failure: parking_lot::Mutex<Option<Error>>,
+    failure: Mutex<Option<Error>>,
 }
 
-/// The sink's end of the queue. Dropping it stops the output once the queue is empty.
-pub(crate) struct Writer {
-    commands: mpsc::UnboundedSender<Command>,
+/// The sink's end of the queue.
+pub(crate) struct Writer<P> {
+    commands: mpsc::UnboundedSender<Command<P>>,
     shared: Arc<Shared>,
+    task: AbortHandle,
 }
 
-impl Writer {
-    /// Starts writing to `output` on a blocking thread of `io`.
-    pub(crate) fn new(io: &Handle, output: impl Output) -> Self {
+impl<P: Send + 'static> Writer<P> {
+    /// Starts writing to `output` on `io`.
+    pub(crate) fn new(io: &Handle, output: impl Output<Piece = P>) -> Self {
         let (commands, mut queue) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        io.spawn_blocking(move || {
-            if let Err(error) = drive(&mut queue, output, &theirs) {
+        let task = io.spawn(async move {
+            if let Err(error) = drive(&mut queue, output, &theirs).await {
                 *theirs.failure.lock() = Some(error);
             }
             theirs.room.notify_one();
         });
-        Self { commands, shared }
+        Self { commands, shared, task: task.abort_handle() }
     }
 
-    /// Queues bytes.
+    /// Queues a piece of so many bytes.
     ///
     /// # Errors
     /// What the output failed with earlier.
-    pub(crate) fn write(&self, bytes: Vec<u8>) -> Result<()> {
+    pub(crate) fn write(&self, piece: P, bytes: usize) -> Result<()> {
         self.check()?;
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.shared.queued_bytes.fetch_add(bytes.len(), Ordering::AcqRel);
-        self.commands.send(Command::Write(bytes)).map_err(|_| self.failure())
+        self.shared.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.commands.send(Command::Write { piece, bytes }).map_err(|_| failure(&self.shared))
     }
 
     /// Waits until the queue has room. Cancel safe.
@@ -86,13 +137,13 @@ impl Writer {
     }
 
     /// Queues a commit; the future resolves when it is done.
-    pub(crate) fn commit(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+    pub(crate) fn commit(&self) -> impl Future<Output = Result<()>> + Send + use<P> {
         let (done, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
-        let sent = self.commands.send(Command::Commit(done));
+        let sent = self.commands.send(Command::Commit(done)).is_ok();
         async move {
-            match (sent, outcome.await) {
-                (Ok(()), Ok(result)) => result,
+            match outcome.await {
+                Ok(result) if sent => result,
                 _ => Err(failure(&shared)),
             }
         }
@@ -104,9 +155,11 @@ impl Writer {
             None => Ok(()),
         }
     }
+}
 
-    fn failure(&self) -> Error {
-        failure(&self.shared)
+impl<P> Drop for Writer<P> {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -114,16 +167,20 @@ fn failure(shared: &Shared) -> Error {
     shared.failure.lock().clone().unwrap_or_else(|| Error::internal("the sink's output stopped without an error"))
 }
 
-fn drive(queue: &mut mpsc::UnboundedReceiver<Command>, mut output: impl Output, shared: &Shared) -> Result<()> {
-    while let Some(command) = queue.blocking_recv() {
+async fn drive<P>(
+    queue: &mut mpsc::UnboundedReceiver<Command<P>>,
+    mut output: impl Output<Piece = P>,
+    shared: &Shared,
+) -> Result<()> {
+    while let Some(command) = queue.recv().await {
         match command {
-            Command::Write(bytes) => {
-                output.write(&bytes)?;
-                shared.queued_bytes.fetch_sub(bytes.len(), Ordering::AcqRel);
+            Command::Write { piece, bytes } => {
+                output.write(piece).await?;
+                shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
                 shared.room.notify_one();
             }
             Command::Commit(done) => {
-                let result = output.commit();
+                let result = output.commit().await;
                 // Nobody waits for a commit of a subtask that was cancelled meanwhile.
                 let _ = done.send(result.clone());
                 result?;
@@ -135,51 +192,64 @@ fn drive(queue: &mut mpsc::UnboundedReceiver<Command>, mut output: impl Output, 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc as blocking;
-
     use super::*;
 
     struct Gated {
-        gate: blocking::Receiver<Result<()>>,
+        gate: mpsc::Receiver<Result<()>>,
         written: Arc<AtomicUsize>,
     }
 
+    #[async_trait]
     impl Output for Gated {
-        fn write(&mut self, bytes: &[u8]) -> Result<()> {
-            self.gate.recv().unwrap()?;
-            self.written.fetch_add(bytes.len(), Ordering::SeqCst);
+        type Piece = usize;
+
+        async fn write(&mut self, piece: usize) -> Result<()> {
+            self.gate.recv().await.unwrap()?;
+            self.written.fetch_add(piece, Ordering::SeqCst);
             Ok(())
         }
 
-        fn commit(&mut self) -> Result<()> {
+        async fn commit(&mut self) -> Result<()> {
             Ok(())
         }
     }
 
     #[tokio::test]
     async fn a_full_queue_is_not_ready_until_something_was_written() {
-        let (open, gate) = blocking::channel();
+        let (open, gate) = mpsc::channel(1);
         let written = Arc::new(AtomicUsize::new(0));
         let writer = Writer::new(&Handle::current(), Gated { gate, written: Arc::clone(&written) });
         writer.ready().await.unwrap();
-        writer.write(vec![0; QUEUED_BYTES_MAX + 1]).unwrap();
+        writer.write(7, QUEUED_BYTES_MAX + 1).unwrap();
         let mut ready = Box::pin(writer.ready());
         assert!(futures::poll!(&mut ready).is_pending());
-        open.send(Ok(())).unwrap();
+        open.send(Ok(())).await.unwrap();
         ready.await.unwrap();
         writer.commit().await.unwrap();
-        assert_eq!(written.load(Ordering::SeqCst), QUEUED_BYTES_MAX + 1);
+        assert_eq!(written.load(Ordering::SeqCst), 7);
     }
 
     #[tokio::test]
     async fn a_failure_reaches_whoever_comes_next() {
-        let (open, gate) = blocking::channel();
+        let (open, gate) = mpsc::channel(1);
         let writer = Writer::new(&Handle::current(), Gated { gate, written: Arc::default() });
-        writer.write(vec![1]).unwrap();
-        open.send(Err(Error::internal("disk on fire"))).unwrap();
+        writer.write(1, 1).unwrap();
+        open.send(Err(Error::internal("disk on fire"))).await.unwrap();
         let commit = writer.commit();
         assert_eq!(commit.await.unwrap_err().message, "disk on fire");
         assert_eq!(writer.ready().await.unwrap_err().message, "disk on fire");
-        assert_eq!(writer.write(vec![1]).unwrap_err().message, "disk on fire");
+        assert_eq!(writer.write(1, 1).unwrap_err().message, "disk on fire");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_writer_writes_nothing_more() {
+        let (open, gate) = mpsc::channel(1);
+        let written = Arc::new(AtomicUsize::new(0));
+        let writer = Writer::new(&Handle::current(), Gated { gate, written: Arc::clone(&written) });
+        writer.write(1, 1).unwrap();
+        drop(writer);
+        // The gate's other end goes with the task.
+        open.closed().await;
+        assert_eq!(written.load(Ordering::SeqCst), 0);
     }
 }
