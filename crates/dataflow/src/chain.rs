@@ -123,18 +123,25 @@ impl Node {
     }
 
     /// Visits the node and everything behind it.
-    fn visit<'a>(
-        &'a mut self,
-        visit: &mut dyn FnMut(&'a mut Stage, &Option<OperatorUid>, Watermark) -> Result<()>,
-    ) -> Result<()> {
-        visit(&mut self.stage, &self.uid, self.watermark).map_err(|error| named(&self.name, error))?;
-        for (_, link) in &mut self.links {
+    fn visit<'a>(&'a mut self, visit: &mut dyn FnMut(Visited<'a>) -> Result<()>) -> Result<()> {
+        let Self { name, uid, stage, links, watermark, .. } = self;
+        let visited = Visited { name, uid: uid.as_ref(), watermark: *watermark, stage };
+        visit(visited).map_err(|error| named(name, error))?;
+        for (_, link) in links {
             if let Link::Node(node) = link {
                 node.visit(visit)?;
             }
         }
         Ok(())
     }
+}
+
+/// A node as a visitor sees it.
+struct Visited<'a> {
+    name: &'a str,
+    uid: Option<&'a OperatorUid>,
+    watermark: Watermark,
+    stage: &'a mut Stage,
 }
 
 /// The same error, saying which operator it happened in.
@@ -231,7 +238,7 @@ impl OperatorChain {
     /// The first operator's that cannot; the snapshot is to be declined.
     pub fn freeze(&mut self, barrier: &Barrier) -> Result<Vec<FrozenOperator>> {
         let mut frozen = Vec::new();
-        self.root.visit(&mut |stage, uid, watermark| {
+        self.root.visit(&mut |Visited { uid, watermark, stage, .. }| {
             let (state, prepared) = match stage {
                 Stage::Head => (Frozen::default(), None),
                 Stage::Operator(operator) => (operator.freeze()?, None),
@@ -256,8 +263,8 @@ impl OperatorChain {
     /// If a receiver is gone or a sink cannot go on.
     pub async fn room(&mut self) -> Result<()> {
         poll_fn(|cx| self.outputs.poll_room(cx)).await?;
-        for sink in self.sinks()? {
-            sink.ready().await?;
+        for (name, sink) in self.sinks()? {
+            sink.ready().await.map_err(|error| named(name, error))?;
         }
         Ok(())
     }
@@ -267,17 +274,17 @@ impl OperatorChain {
     /// # Errors
     /// If a sink or a receiver fails.
     pub async fn finish(&mut self) -> Result<()> {
-        for sink in self.sinks()? {
-            sink.finish().await?;
+        for (name, sink) in self.sinks()? {
+            sink.finish().await.map_err(|error| named(name, error))?;
         }
         self.outputs.end(Instant::now())
     }
 
-    fn sinks(&mut self) -> Result<Vec<&mut Box<dyn Sink>>> {
+    fn sinks(&mut self) -> Result<Vec<(&str, &mut Box<dyn Sink>)>> {
         let mut sinks = Vec::new();
-        self.root.visit(&mut |stage, _, _| {
+        self.root.visit(&mut |Visited { name, stage, .. }| {
             if let Stage::Sink(sink) = stage {
-                sinks.push(sink);
+                sinks.push((name, sink));
             }
             Ok(())
         })?;
@@ -302,7 +309,7 @@ impl OperatorChain {
     /// Sums over the operators.
     pub fn totals(&mut self) -> ChainTotals {
         let mut totals = ChainTotals::default();
-        let counted = self.root.visit(&mut |stage, _, _| {
+        let counted = self.root.visit(&mut |Visited { stage, .. }| {
             if let Stage::Operator(operator) = stage {
                 totals.state_bytes += operator.state_bytes();
                 totals.late_rows += operator.late_rows();

@@ -45,6 +45,7 @@ pub struct SourceReader {
     splits: Vec<Split>,
     waiting: Vec<Batch>,
     waiting_rows: usize,
+    waiting_bytes: usize,
     watermark: Watermark,
     watermark_due: bool,
     idle: bool,
@@ -69,6 +70,7 @@ impl SourceReader {
             splits: splits.into_iter().map(|position| Split { position, active_at: now, idle: false }).collect(),
             waiting: Vec::new(),
             waiting_rows: 0,
+            waiting_bytes: 0,
             watermark: Watermark::MIN,
             watermark_due: false,
             idle: false,
@@ -138,7 +140,8 @@ impl SourceReader {
                 self.end_if_finished(work);
             }
         }
-        if self.waiting_rows * 2 >= self.rules.limits.rows {
+        let limits = &self.rules.limits;
+        if self.waiting_rows * 2 >= limits.rows || self.waiting_bytes * 2 >= limits.bytes {
             self.flush(work);
         }
         Ok(())
@@ -162,6 +165,7 @@ impl SourceReader {
         split.idle = false;
         if let Some(batch) = batch {
             self.waiting_rows += batch.len();
+            self.waiting_bytes += batch.bytes();
             self.waiting.push(batch);
         }
         Ok(())
@@ -175,7 +179,7 @@ impl SourceReader {
 
     /// Hands on the rows that wait, and the watermark behind them.
     pub fn flush(&mut self, work: &mut VecDeque<Work>) {
-        self.waiting_rows = 0;
+        (self.waiting_rows, self.waiting_bytes) = (0, 0);
         if self.waiting.len() == 1 {
             work.extend(self.waiting.pop().map(Work::Rows));
         } else if !self.waiting.is_empty() {

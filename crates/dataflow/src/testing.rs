@@ -300,7 +300,8 @@ impl LocalJob {
         }
     }
 
-    /// Lets everything move that can without more input, files or timers; what was reported meanwhile.
+    /// Lets everything move that can without more input, files or timers (let the job have no buffer timeout); what was
+    /// reported meanwhile.
     pub async fn settle(&mut self) -> VecDeque<SubtaskEvent> {
         for _ in 0..SETTLE_TURNS {
             tokio::task::yield_now().await;

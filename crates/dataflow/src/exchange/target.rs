@@ -49,7 +49,7 @@ impl Target {
         self.bytes += bytes;
         self.since.get_or_insert(now);
         let large = self.waiting.len() == 1 && (rows * 2 >= limits.rows || bytes * 2 >= limits.bytes);
-        if large || self.rows >= limits.rows || self.bytes >= limits.bytes {
+        if large || limits.timeout.is_zero() || self.rows >= limits.rows || self.bytes >= limits.bytes {
             self.flush()?;
         }
         Ok(())
