@@ -5,8 +5,14 @@
 
 mod blackhole;
 mod changes;
+mod filesystem;
+mod format;
+mod names;
 pub mod nexmark;
 mod print;
+mod stream_store;
+#[cfg(test)]
+mod testing;
 mod writer;
 
 use weir_dataflow::ConnectorFactory;
@@ -27,7 +33,9 @@ impl ConnectorFactory for Connectors {
     fn source(&self, context: SourceContext) -> Result<Box<dyn Source>> {
         match context.spec.connector.kind {
             ConnectorKind::Nexmark => Ok(Box::new(nexmark::NexmarkSource::new(context)?)),
-            kind => Err(unsupported(kind, "source")),
+            ConnectorKind::Filesystem => Ok(Box::new(filesystem::FilesystemSource::new(context)?)),
+            ConnectorKind::StreamStore => Ok(Box::new(stream_store::StreamSource::new(context)?)),
+            kind @ (ConnectorKind::Print | ConnectorKind::Blackhole) => Err(unsupported(kind, "source")),
         }
     }
 
@@ -35,7 +43,9 @@ impl ConnectorFactory for Connectors {
         match context.spec.connector.kind {
             ConnectorKind::Print => Ok(Box::new(print::PrintSink::new(&context))),
             ConnectorKind::Blackhole => Ok(Box::new(blackhole::BlackholeSink::new(&context))),
-            kind => Err(unsupported(kind, "sink")),
+            ConnectorKind::Filesystem => Ok(Box::new(filesystem::FilesystemSink::new(&context)?)),
+            ConnectorKind::StreamStore => Ok(Box::new(stream_store::StreamSink::new(&context)?)),
+            kind @ ConnectorKind::Nexmark => Err(unsupported(kind, "sink")),
         }
     }
 }

@@ -159,7 +159,7 @@ const STREAM_STORE: Descriptor = Descriptor {
         option(
             "key.fields",
             OptionKind::Text,
-            "sink: columns, separated by ';', whose JSON text is the record key that picks the partition",
+            "sink: columns, separated by ';', that make the record key, which picks the partition",
         ),
         option(
             "sink.partitions",

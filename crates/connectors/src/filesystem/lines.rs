@@ -151,9 +151,12 @@ impl<R: Read> RecordReader<R> {
         self.start = 0;
         let length = self.buffer.len();
         if length > RECORD_BYTES_MAX {
-            return Err(Error::new(Code::MalformedRecord, format!("the record at line {} is too long", self.start_line))
-                .with_detail(format!("It has more than {RECORD_BYTES_MAX} bytes."))
-                .with_hint("Look for a missing line break, or in CSV a missing quote."));
+            return Err(Error::new(
+                Code::MalformedRecord,
+                format!("the record at line {} is too long", self.start_line),
+            )
+            .with_detail(format!("It has more than {RECORD_BYTES_MAX} bytes."))
+            .with_hint("Look for a missing line break, or in CSV a missing quote."));
         }
         self.buffer.resize(length + READ_BYTES, 0);
         let read = loop {

@@ -133,7 +133,7 @@ impl Source for FilesystemSource {
                 self.files[split].reported = true;
                 return Ok(SourceEvent::SplitFinished { split });
             }
-            let mut open = match self.current.take() {
+            let open = match self.current.take() {
                 Some(open) => open,
                 None => match self.files.iter().position(|file| !file.finished) {
                     Some(split) => self.open(split),

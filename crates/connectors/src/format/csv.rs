@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::csv::reader::Decoder;
+use arrow::csv::reader::{Decoder, Format};
 use arrow::csv::{ReaderBuilder, WriterBuilder};
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use weir_types::graph::ConnectorSpec;
@@ -44,7 +44,7 @@ impl CsvOptions {
 /// Decodes CSV records, by the place of their fields.
 pub(crate) struct CsvDecoder {
     schema: SchemaRef,
-    builder: ReaderBuilder,
+    format: Format,
     /// The records of one call with line feeds between.
     lines: Vec<u8>,
 }
@@ -55,14 +55,14 @@ impl CsvDecoder {
         if schema.fields().is_empty() {
             return Err(Error::internal("a CSV table was planned without its columns"));
         }
-        let mut builder = ReaderBuilder::new(Arc::clone(&schema)).with_delimiter(options.delimiter);
+        let mut format = Format::default().with_header(false).with_delimiter(options.delimiter);
         if !options.null_literal.is_empty() {
             let literal = regex::Regex::new(&format!("^{}$", regex::escape(&options.null_literal)));
-            builder = builder.with_null_regex(literal.map_err(|error| {
+            format = format.with_null_regex(literal.map_err(|error| {
                 Error::invalid("option 'csv.null-literal' cannot be used").with_detail(error.to_string())
             })?);
         }
-        Ok(Self { schema, builder, lines: Vec::new() })
+        Ok(Self { schema, format, lines: Vec::new() })
     }
 }
 
@@ -81,7 +81,8 @@ impl Decode for CsvDecoder {
             self.lines.push(b'\n');
         }
         // One row more than there are records has room, so that a record that is two is noticed.
-        let mut decoder: Decoder = self.builder.clone().with_batch_size(records.len() + 1).build_decoder();
+        let builder = ReaderBuilder::new(Arc::clone(&self.schema)).with_format(self.format.clone());
+        let mut decoder: Decoder = builder.with_batch_size(records.len() + 1).build_decoder();
         let read = decoder.decode(&self.lines)?;
         let rows = decoder.flush()?;
         match rows.filter(|rows| rows.num_rows() == records.len() && read == self.lines.len()) {

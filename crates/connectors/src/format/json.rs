@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::json::reader::Decoder;
 use arrow::json::writer::LineDelimited;
 use arrow::json::{ReaderBuilder, StructMode, WriterBuilder};
@@ -131,17 +131,18 @@ impl Encode for JsonEncoder {
 /// The text of every row, as a record's key: of one column the value itself (text as it is, anything else as JSON; null is
 /// no key), of several columns a JSON array.
 pub(crate) fn keys(columns: &RecordBatch) -> Result<Vec<Option<Vec<u8>>>> {
-    if let [column] = columns.columns() {
-        let text = arrow::compute::cast(column, &DataType::Utf8);
-        if let (DataType::Utf8 | DataType::Utf8View, Ok(text)) = (column.data_type(), text) {
-            return Ok(text.as_string::<i32>().iter().map(|text| text.map(|text| text.as_bytes().to_vec())).collect());
-        }
+    let only: Option<&ArrayRef> = match columns.columns() {
+        [column] => Some(column),
+        _ => None,
+    };
+    if let Some(column) = only.filter(|column| matches!(column.data_type(), DataType::Utf8 | DataType::Utf8View)) {
+        let text = arrow::compute::cast(column, &DataType::Utf8).map_err(|error| unwritable(&error))?;
+        return Ok(text.as_string::<i32>().iter().map(|text| text.map(|text| text.as_bytes().to_vec())).collect());
     }
     let mut bytes = Vec::new();
     let mut writer = builder().with_struct_mode(StructMode::ListOnly).build::<_, LineDelimited>(&mut bytes);
     writer.write(&in_utc(columns)?).and_then(|()| writer.finish()).map_err(|error| unwritable(&error))?;
     let lines = bytes.split(|byte| *byte == b'\n').take(columns.num_rows());
-    let only: Option<&ArrayRef> = if columns.num_columns() == 1 { columns.columns().first() } else { None };
     let key = |(row, line): (usize, &[u8])| match only {
         Some(column) if column.is_null(row) => None,
         Some(_) => Some(line.get(1..line.len().saturating_sub(1)).unwrap_or_default().to_vec()),

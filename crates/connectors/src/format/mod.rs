@@ -73,7 +73,9 @@ pub(crate) fn decode(
             let reason = decoder.decode(&[record]).err().map_or_else(String::new, |error| error.to_string());
             Err(Error::new(Code::MalformedRecord, format!("{} does not decode", place(bad)))
                 .with_detail(format!("{}; the record is {}", plain_reason(&reason), excerpt(record)))
-                .with_hint(format!("Correct the table's columns, or set '{option}' = 'true' to count and skip such records.")))
+                .with_hint(format!(
+                    "Correct the table's columns, or set '{option}' = 'true' to count and skip such records."
+                )))
         }
         (Err(_), OnMalformed::Skip) => {
             let (mut batches, mut kept) = (Vec::new(), Vec::new());
@@ -126,7 +128,8 @@ fn keep_good(
 
 /// Arrow's reason without the line number, which counts from the record that was looked at alone.
 fn plain_reason(reason: &str) -> String {
-    let reason = reason.split_once(": ").map_or(reason, |(kind, rest)| if kind.ends_with("rror") { rest } else { reason });
+    let reason =
+        reason.split_once(": ").map_or(reason, |(kind, rest)| if kind.ends_with("rror") { rest } else { reason });
     reason.replace(" for line 1,", ",").replace(" at line 1", "").replace(" for line 1", "")
 }
 
@@ -156,7 +159,10 @@ fn is_scalar(data_type: &DataType) -> bool {
     use DataType::{Boolean, Date32, Decimal128, Time32, Time64, Timestamp, Utf8, Utf8View};
     data_type.is_integer()
         || data_type.is_floating()
-        || matches!(data_type, Boolean | Date32 | Decimal128(..) | Time32(_) | Time64(_) | Timestamp(..) | Utf8 | Utf8View)
+        || matches!(
+            data_type,
+            Boolean | Date32 | Decimal128(..) | Time32(_) | Time64(_) | Timestamp(..) | Utf8 | Utf8View
+        )
 }
 
 /// How timestamps are written, as Flink's SQL format has them; fractions as long as needed: 0, 3, 6 or 9 digits.

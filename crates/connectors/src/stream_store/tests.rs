@@ -1,0 +1,325 @@
+//! Sources and sinks against a store that runs in the test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMillisecondType};
+use arrow_schema::{DataType, Field, Schema, TimeUnit};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use weir_dataflow::source::SourceEvent;
+use weir_stream_store::client::{Producer, ProducerOptions, StoreClient};
+use weir_stream_store::{Store, StoreConfig, server};
+use weir_types::connector::ConnectorKind;
+use weir_types::ids::PartitionId;
+use weir_types::snapshot::SplitPosition;
+use weir_types::store::StreamOptions;
+use weir_types::stream::{Offset, StreamCut, StreamName};
+use weir_types::{Code, splits};
+
+use crate::testing::{Table, barrier, batch};
+
+struct TestStore {
+    address: String,
+    client: StoreClient,
+    stop: Option<oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<weir_types::Result<()>>,
+    _directory: tempfile::TempDir,
+}
+
+impl TestStore {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let store = Store::open(StoreConfig::at(directory.path())).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(server::serve(listener, store, async move {
+            let _ = stopped.await;
+        }));
+        let client = StoreClient::connect(&address).unwrap();
+        client.wait_ready(Duration::from_secs(10)).await.unwrap();
+        Self { address, client, stop: Some(stop), served, _directory: directory }
+    }
+
+    async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.served.await.unwrap().unwrap();
+    }
+
+    async fn fill(&self, stream: &StreamName, partitions: u32, records: &[(u32, Option<&str>, &str, Option<i64>)]) {
+        self.client.create_stream(stream, &StreamOptions::new(partitions), true).await.unwrap();
+        let mut producer = Producer::open(&self.client, stream, ProducerOptions::default()).await.unwrap();
+        for (partition, key, value, time) in records {
+            producer.send_to(PartitionId(*partition), key.map(str::as_bytes), value.as_bytes(), *time).await.unwrap();
+        }
+        producer.flush().await.unwrap();
+    }
+
+    /// All partitions from their heads to their ends as of now.
+    async fn splits(&self, stream: &StreamName) -> Vec<SplitPosition> {
+        let info = self.client.describe_stream(stream).await.unwrap();
+        info.partitions.iter().map(|p| splits::stream_partition(p.partition, p.head, Some(p.end))).collect()
+    }
+}
+
+fn stream() -> StreamName {
+    "test/events".parse().unwrap()
+}
+
+fn schema() -> Schema {
+    Schema::new(vec![Field::new("id", DataType::Int64, false), Field::new("s", DataType::Utf8, true)])
+}
+
+fn table(store: &TestStore, options: &[(&str, &str)]) -> Table {
+    let options: Vec<_> = [("stream", "test/events")].iter().chain(options).copied().collect();
+    Table::new(ConnectorKind::StreamStore, &options, schema()).at(&store.address)
+}
+
+fn ids(rows: &RecordBatch) -> Vec<i64> {
+    rows["id"].as_primitive::<Int64Type>().values().to_vec()
+}
+
+fn rows(ids: std::ops::Range<i64>) -> RecordBatch {
+    let texts: StringArray = ids.clone().map(|id| (id % 3 != 0).then(|| format!("row {id}"))).collect();
+    let columns: Vec<ArrayRef> = vec![Arc::new(ids.collect::<Int64Array>()), Arc::new(texts)];
+    RecordBatch::try_new(Arc::new(schema()), columns).unwrap()
+}
+
+#[tokio::test]
+async fn a_bounded_read_ends_at_the_pinned_ends_from_every_position() {
+    let store = TestStore::start().await;
+    let texts: Vec<String> = (0..40).map(|id| format!("{{\"id\":{id}}}")).collect();
+    let records: Vec<_> = (0..40).map(|id| (id % 2, None, texts[id as usize].as_str(), None)).collect();
+    store.fill(&stream(), 3, &records).await;
+    let splits = store.splits(&stream()).await;
+    // What comes later does not belong to the bounded read.
+    store.fill(&stream(), 3, &[(0, None, "{\"id\":1000}", None), (2, None, "{\"id\":1001}", None)]).await;
+    let table = table(&store, &[]);
+    for start in 0..=20_u64 {
+        let mut splits = splits.clone();
+        splits[0].offset = start;
+        let read = table.read(splits, 7).await.unwrap();
+        for partition in 0..2_usize {
+            let found: Vec<i64> = read
+                .batches
+                .iter()
+                .filter(|(split, ..)| *split == partition)
+                .flat_map(|(_, rows, _)| ids(rows))
+                .collect();
+            let first = if partition == 0 { start as i64 * 2 } else { 1 };
+            assert_eq!(found, (first..40).step_by(2).collect::<Vec<_>>(), "partition {partition} from {start}");
+        }
+        let mut finished = read.finished;
+        finished.sort_unstable();
+        assert_eq!(finished, [0, 1, 2]);
+    }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn metadata_columns_tell_where_records_come_from() {
+    let store = TestStore::start().await;
+    let records = [
+        (1, Some("a"), "{\"id\":1}", Some(1_000)),
+        (1, None, "nonsense", Some(2_000)),
+        (1, Some("ä"), "{\"id\":3}", None),
+    ];
+    store.fill(&stream(), 2, &records).await;
+    let mut table = table(&store, &[("json.ignore-parse-errors", "true")]);
+    let ltz = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
+    table.schema = Arc::new(Schema::new(vec![
+        Field::new("partition", DataType::Int32, false),
+        Field::new("id", DataType::Int64, false),
+        Field::new("offset", DataType::Int64, false),
+        Field::new("ts", ltz, true),
+        Field::new("key", DataType::Utf8, true),
+    ]));
+    let table = table.with_metadata(&[(0, "partition"), (2, "offset"), (3, "timestamp"), (4, "key")]);
+    let read = table.read(store.splits(&stream()).await, 100).await.unwrap();
+    let rows = read.rows(&table.schema);
+    assert_eq!(ids(&rows), [1, 3]);
+    assert_eq!(rows["partition"].as_primitive::<Int32Type>().values(), &[1, 1]);
+    assert_eq!(rows["offset"].as_primitive::<Int64Type>().values(), &[0, 2]);
+    let times = rows["ts"].as_primitive::<TimestampMillisecondType>();
+    assert_eq!(times.iter().collect::<Vec<_>>(), [Some(1_000), None]);
+    assert_eq!(rows["key"].as_string::<i32>().iter().collect::<Vec<_>>(), [Some("a"), Some("ä")]);
+    assert_eq!(read.batches[0].2, 3, "skipped records count for the position");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn malformed_records_are_named_by_partition_and_offset() {
+    let store = TestStore::start().await;
+    let records = [(0, None, "{\"id\":1}", None), (0, None, "{\"id\":1}", None), (0, None, "{\"id\":null}", None)];
+    store.fill(&stream(), 1, &records).await;
+    let mut splits = store.splits(&stream()).await;
+    splits[0].offset = 1;
+    let error = table(&store, &[]).read(splits, 100).await.unwrap_err();
+    let message = "the record at offset 2 of partition 0 of test/events does not decode";
+    assert_eq!((error.code, error.message.as_str()), (Code::MalformedRecord, message));
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn truncated_and_missing_streams_fail_with_a_hint() {
+    let store = TestStore::start().await;
+    let missing = table(&store, &[]).read(vec![splits::stream_partition(PartitionId(0), Offset(0), None)], 1).await;
+    let error = missing.unwrap_err();
+    assert_eq!(
+        (error.code, error.hint.as_deref()),
+        (Code::NotFound, Some("Create it with `weir stream create test/events`."))
+    );
+    store.fill(&stream(), 1, &[(0, None, "{\"id\":1}", None), (0, None, "{\"id\":2}", None)]).await;
+    let cut = StreamCut([(PartitionId(0), Offset(1))].into());
+    store.client.truncate(&stream(), &cut, false).await.unwrap();
+    let from_the_start = vec![splits::stream_partition(PartitionId(0), Offset(0), None)];
+    let error = table(&store, &[]).read(from_the_start, 1).await.unwrap_err();
+    assert_eq!(error.code, Code::OffsetTruncated);
+    assert!(error.hint.unwrap().contains("scan.startup.mode"));
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn an_unbounded_read_goes_on_with_what_is_appended() {
+    let store = TestStore::start().await;
+    store.fill(&stream(), 1, &[(0, None, "{\"id\":1}", None)]).await;
+    let table = table(&store, &[]);
+    let mut source = table.source(vec![splits::stream_partition(PartitionId(0), Offset(0), None)], 10).unwrap();
+    for id in 1..4 {
+        let SourceEvent::Rows { rows, next_offset, .. } = source.next().await.unwrap() else { panic!("unbounded") };
+        assert_eq!((ids(&rows), next_offset), (vec![id], id as u64));
+        assert!(futures::poll!(source.next()).is_pending(), "nothing more is there");
+        let text = format!("{{\"id\":{}}}", id + 1);
+        store.fill(&stream(), 1, &[(0, None, &text, None)]).await;
+    }
+    drop(source);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_subtask_without_splits_ends_at_once() {
+    let table = Table::new(ConnectorKind::StreamStore, &[("stream", "a/b")], schema()).at("127.0.0.1:1");
+    let read = table.read(Vec::new(), 10).await.unwrap();
+    assert_eq!((read.batches.len(), read.finished.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn json_rows_are_durable_at_the_barrier_and_read_back() {
+    let store = TestStore::start().await;
+    let table = table(&store, &[("sink.partitions", "3"), ("key.fields", "id")]);
+    let mut sink = table.sink(1, 0).unwrap();
+    for start in (0..1000).step_by(100) {
+        sink.ready().await.unwrap();
+        sink.write(&batch(rows(start..start + 100))).unwrap();
+    }
+    assert_eq!(sink.prepare(&barrier(1)).unwrap().await.unwrap(), None);
+    let info = store.client.describe_stream(&stream()).await.unwrap();
+    assert_eq!(info.options.partitions, 3);
+    assert_eq!(info.partitions.iter().map(|p| p.end.0).sum::<u64>(), 1000);
+    assert!(info.partitions.iter().all(|p| p.end.0 > 200), "keys spread over the partitions");
+    let read = table.read(store.splits(&stream()).await, 64).await.unwrap();
+    let found = read.rows(&table.schema);
+    let order = arrow::compute::sort_to_indices(&found["id"], None, None).unwrap();
+    assert_eq!(arrow::compute::take_record_batch(&found, &order).unwrap(), rows(0..1000));
+    sink.finish().await.unwrap();
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn equal_keys_go_to_one_partition_with_their_event_time() {
+    let store = TestStore::start().await;
+    let mut table = table(&store, &[("sink.partitions", "4"), ("key.fields", "s")]);
+    let time = DataType::Timestamp(TimeUnit::Millisecond, None);
+    table.schema = Arc::new(Schema::new(vec![
+        Field::new("s", DataType::Utf8, true),
+        Field::new("ts", time.clone(), true),
+        Field::new("id", DataType::Int64, false),
+    ]));
+    let table = table.with_metadata(&[(1, "timestamp")]);
+    let mut sink = table.sink(1, 0).unwrap();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values((0..40).map(|id| format!("key {}", id % 4)))),
+        Arc::new(TimestampMillisecondArray::from_iter((0..40).map(|id| (id > 0).then_some(id)))),
+        Arc::new(Int64Array::from_iter_values(0..40)),
+    ];
+    sink.write(&batch(RecordBatch::try_new(Arc::clone(&table.schema), columns).unwrap())).unwrap();
+    sink.finish().await.unwrap();
+    let mut read = self::table(&store, &[]);
+    read.schema = Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("key", DataType::Utf8, true),
+        Field::new("ts", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), true),
+    ]));
+    let read = read.with_metadata(&[(1, "key"), (2, "timestamp")]);
+    let found = read.read(store.splits(&stream()).await, 100).await.unwrap();
+    let mut partitions_of = std::collections::BTreeMap::new();
+    let mut seen = 0;
+    for (partition, rows, _) in &found.batches {
+        let times = rows["ts"].as_primitive::<TimestampMillisecondType>();
+        for (row, id) in ids(rows).into_iter().enumerate() {
+            assert_eq!(rows["key"].as_string::<i32>().value(row), format!("key {}", id % 4));
+            assert_eq!(times.is_valid(row).then(|| times.value(row)), (id > 0).then_some(id));
+            assert_eq!(partitions_of.entry(id % 4).or_insert(*partition), partition);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 40);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn arrow_rows_are_stored_by_column_and_read_with_projection() {
+    let store = TestStore::start().await;
+    let table = table(&store, &[("format", "arrow"), ("sink.partitions", "2"), ("key.fields", "id")]);
+    let mut sink = table.sink(1, 0).unwrap();
+    sink.write(&batch(rows(0..500))).unwrap();
+    sink.write(&batch(rows(500..600))).unwrap();
+    sink.finish().await.unwrap();
+    let splits = store.splits(&stream()).await;
+    assert!(splits.iter().all(|split| split.end.unwrap() > 200));
+    let read = table.read(splits.clone(), 64).await.unwrap();
+    assert!(read.batches.iter().all(|(_, rows, _)| rows.num_rows() <= 64));
+    let found = read.rows(&table.schema);
+    let order = arrow::compute::sort_to_indices(&found["id"], None, None).unwrap();
+    assert_eq!(arrow::compute::take_record_batch(&found, &order).unwrap(), rows(0..600));
+    let mut projected = table.clone();
+    projected.schema = Arc::new(Schema::new(vec![Field::new("s", DataType::Utf8, true)]));
+    let found = projected.read(splits.clone(), 100).await.unwrap();
+    assert_eq!(found.rows(&projected.schema).num_rows(), 600);
+    let mut wrong = table.clone();
+    wrong.schema = Arc::new(Schema::new(vec![Field::new("s", DataType::Int64, true)]));
+    let error = wrong.read(splits, 100).await.unwrap_err();
+    assert_eq!(error.message, "column 's' of stream test/events has another type");
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn an_older_attempt_is_fenced_by_a_newer_one() {
+    let store = TestStore::start().await;
+    let table = table(&store, &[]);
+    let (mut old, mut new) = (table.sink(1, 0).unwrap(), table.sink(2, 0).unwrap());
+    old.write(&batch(rows(0..1))).unwrap();
+    old.prepare(&barrier(1)).unwrap().await.unwrap();
+    new.write(&batch(rows(1..2))).unwrap();
+    new.prepare(&barrier(2)).unwrap().await.unwrap();
+    old.write(&batch(rows(2..3))).unwrap();
+    assert_eq!(old.prepare(&barrier(3)).unwrap().await.unwrap_err().code, Code::Fenced);
+    let read = table.read(store.splits(&stream()).await, 10).await.unwrap();
+    assert_eq!(ids(&read.rows(&table.schema)), [0, 1]);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_another_format_is_refused() {
+    let store = TestStore::start().await;
+    store.fill(&stream(), 1, &[(0, None, "{\"id\":1}", None)]).await;
+    let arrow = table(&store, &[("format", "arrow")]);
+    let error = arrow.read(store.splits(&stream()).await, 10).await.unwrap_err();
+    assert_eq!(error.to_string(), "INVALID_ARGUMENT: stream test/events holds bytes records");
+    let mut sink = arrow.sink(1, 0).unwrap();
+    sink.write(&batch(rows(0..1))).unwrap();
+    assert_eq!(sink.finish().await.unwrap_err(), error);
+    store.stop().await;
+}
