@@ -1,1 +1,2 @@
-//! weir-taskmanager.
+//! x
+mod exchange;

@@ -1,0 +1,4 @@
+//! x
+mod ipc;
+mod schema;
+mod wire;
