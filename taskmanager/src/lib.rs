@@ -1,2 +1,3 @@
 //! x
-mod exchange;
+pub mod exchange;
+mod fences;

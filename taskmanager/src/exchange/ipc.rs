@@ -131,41 +131,46 @@ impl<'a> Walk<'a> {
         if *data_type == DataType::Null {
             return Ok(());
         }
-        let validity_bytes = self.buffer()?;
+        let validity_bytes = self.buffer(1)?;
         if nulls > 0 && validity_bytes.saturating_mul(8) < length.unsigned_abs() {
             return Err(malformed("a validity bitmap is too short"));
         }
         match data_type {
-            DataType::Utf8 | DataType::Binary | DataType::LargeUtf8 | DataType::LargeBinary => self.skip_buffers(2),
+            DataType::Utf8 | DataType::Binary => self.buffer(4).and_then(|_| self.buffer(1)).map(drop),
+            DataType::LargeUtf8 | DataType::LargeBinary => self.buffer(8).and_then(|_| self.buffer(1)).map(drop),
             DataType::Utf8View | DataType::BinaryView => {
                 let count = self.variadic_counts.next().and_then(|count| u64::try_from(count).ok());
                 let count = count.ok_or_else(|| malformed("a view array has no count of its buffers"))?;
-                self.skip_buffers(count.saturating_add(1))
+                self.buffer(16)?;
+                // Ends at the last buffer at the latest, whatever the count claims.
+                (0..count).try_for_each(|_| self.buffer(1).map(drop))
             }
-            DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => {
-                self.skip_buffers(1)?;
+            DataType::List(item) | DataType::Map(item, _) => {
+                self.buffer(4)?;
+                self.column(item.data_type())
+            }
+            DataType::LargeList(item) => {
+                self.buffer(8)?;
                 self.column(item.data_type())
             }
             DataType::FixedSizeList(item, _) => self.column(item.data_type()),
             DataType::Struct(fields) => fields.iter().try_for_each(|field| self.column(field.data_type())),
-            _ => self.skip_buffers(1),
+            other => self.buffer(other.primitive_width().unwrap_or(1) as u64).map(drop),
         }
     }
 
-    fn skip_buffers(&mut self, count: u64) -> Result<()> {
-        // Ends at the last buffer at the latest, whatever the count claims.
-        (0..count).try_for_each(|_| self.buffer().map(drop))
-    }
-
-    /// Length of the next buffer, which lies within the body.
-    fn buffer(&mut self) -> Result<u64> {
+    /// Length of the next buffer, which lies within the body and holds values of `width` bytes.
+    fn buffer(&mut self, width: u64) -> Result<u64> {
         let buffer = self.buffers.next().ok_or_else(|| malformed("it has too few buffers"))?;
         let range = u64::try_from(buffer.offset()).ok().zip(u64::try_from(buffer.length()).ok());
         match range {
-            Some((offset, length)) if offset.checked_add(length).is_some_and(|end| end <= self.body_bytes) => {
+            Some((offset, length))
+                if length.is_multiple_of(width)
+                    && offset.checked_add(length).is_some_and(|end| end <= self.body_bytes) =>
+            {
                 Ok(length)
             }
-            _ => Err(malformed("a buffer lies outside of its body")),
+            _ => Err(malformed("a buffer lies outside of its body or is cut off")),
         }
     }
 }

@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(text, "\"tags\" List<\"item\" Utf8> not null");
         assert_eq!(text, describe(&Schema::new(vec![noted])));
         let time = Field::new("ts", DataType::Timestamp(TimeUnit::Millisecond, None), true);
-        assert_eq!(describe(&Schema::new(vec![time])), "\"ts\" Timestamp(ms)");
+        assert_eq!(describe(&Schema::new(vec![time])), "\"ts\" Timestamp(Millisecond, None)");
     }
 
     #[test]

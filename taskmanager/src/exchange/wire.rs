@@ -170,6 +170,11 @@ impl Incoming {
         cost(self.data.len() as u64)
     }
 
+    /// Whether nothing follows on its channel.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self.kind, pb::element::Kind::EndOfInput(_))
+    }
+
     /// The element. Batches share memory with the received bytes.
     pub(crate) fn decode(self, schema: &SchemaRef) -> Result<Element> {
         use pb::element::Kind;

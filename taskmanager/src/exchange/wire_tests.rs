@@ -43,6 +43,7 @@ fn control_elements_survive_in_one_chunk_each() {
         kind: SnapshotKind::Checkpoint,
         triggered_at_ms: 4,
         stop: StopMode::Suspend,
+        directory: "file:///x".to_owned(),
     };
     let schema = numbers(1).schema();
     for element in [
