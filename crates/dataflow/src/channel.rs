@@ -31,7 +31,7 @@ pub fn channel(bytes_max: usize, memory: Arc<MemoryBudget>) -> (ChannelSender, C
             bytes: 0,
             controls: 0,
             tail: Tail::Open,
-            receiver_gone: false,
+            receiver_gone: None,
         }),
         sender: AtomicWaker::new(),
         receiver: AtomicWaker::new(),
@@ -54,7 +54,8 @@ struct Queue {
     bytes: usize,
     controls: usize,
     tail: Tail,
-    receiver_gone: bool,
+    /// Why nobody receives any more.
+    receiver_gone: Option<Error>,
 }
 
 /// What follows the queued elements.
@@ -108,8 +109,8 @@ impl ChannelSender {
     pub fn push(&mut self, element: Element) -> Result<()> {
         let cost = cost(&element);
         let mut queue = self.shared.lock();
-        if queue.receiver_gone {
-            return Err(Error::unavailable("the receiving subtask of an exchange is gone"));
+        if let Some(reason) = &queue.receiver_gone {
+            return Err(reason.clone());
         }
         if !matches!(queue.tail, Tail::Open) {
             return Err(Error::internal("a channel was used after its end"));
@@ -144,8 +145,8 @@ impl ChannelSender {
 
     fn room_now(&self) -> Option<Result<()>> {
         let queue = self.shared.lock();
-        if queue.receiver_gone {
-            return Some(Err(Error::unavailable("the receiving subtask of an exchange is gone")));
+        if let Some(reason) = &queue.receiver_gone {
+            return Some(Err(reason.clone()));
         }
         queue.has_room(self.shared.bytes_max).then_some(Ok(()))
     }
@@ -172,7 +173,7 @@ impl ChannelSender {
         poll_fn(|cx| {
             self.shared.sender.register(cx.waker());
             let queue = self.shared.lock();
-            if queue.elements.is_empty() || queue.receiver_gone { Poll::Ready(()) } else { Poll::Pending }
+            if queue.elements.is_empty() || queue.receiver_gone.is_some() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -245,6 +246,11 @@ impl ChannelReceiver {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// Breaks the channel for a reason that the sender will see.
+    pub fn fail(self, reason: Error) {
+        self.shared.lock().receiver_gone = Some(reason);
+    }
+
     /// Bytes that wait in the channel.
     pub fn bytes(&self) -> usize {
         self.shared.lock().bytes
@@ -254,7 +260,8 @@ impl ChannelReceiver {
 impl Drop for ChannelReceiver {
     fn drop(&mut self) {
         let mut queue = self.shared.lock();
-        queue.receiver_gone = true;
+        let gone = || Error::unavailable("the receiving subtask of an exchange is gone");
+        queue.receiver_gone.get_or_insert_with(gone);
         queue.elements.clear();
         let bytes = std::mem::take(&mut queue.bytes);
         queue.controls = 0;

@@ -134,3 +134,12 @@ fn a_receiver_that_goes_away_fails_the_sender_and_frees_the_memory() {
     assert_eq!(sender.push(Element::Idle).unwrap_err().code, Code::Unavailable);
     assert_eq!(sender.room().now_or_never().unwrap().unwrap_err().code, Code::Unavailable);
 }
+
+#[test]
+fn the_sender_sees_why_a_channel_was_broken() {
+    let (mut sender, receiver) = channel(1 << 20, MemoryBudget::unlimited());
+    let reason = Error::unavailable("lost the exchange with TaskManager tm-2");
+    receiver.fail(reason.clone());
+    assert_eq!(sender.push(Element::Idle).unwrap_err(), reason);
+    assert_eq!(sender.room().now_or_never().unwrap().unwrap_err(), reason);
+}
