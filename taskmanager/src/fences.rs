@@ -27,6 +27,16 @@ impl Fences {
         }
     }
 
+    /// As [`Fences::raise`], for an attempt that must be higher than any before.
+    pub(crate) fn raise_to_new(&mut self, job: &JobId, attempt: Attempt) -> Result<()> {
+        match self.highest.get(job) {
+            Some(highest) if attempt == *highest => {
+                Err(Error::fenced(format!("attempt {attempt} of job {job} is over")).with_detail("it has run here before"))
+            }
+            _ => self.raise(job, attempt),
+        }
+    }
+
     /// From now on, everything of an attempt lower than this is refused.
     pub(crate) fn raise(&mut self, job: &JobId, attempt: Attempt) -> Result<()> {
         self.check(job, attempt)?;
@@ -55,6 +65,8 @@ mod tests {
         fences.raise(&a, Attempt(2)).unwrap();
         fences.raise(&a, Attempt(2)).unwrap();
         assert_eq!(fences.raise(&a, Attempt(1)).unwrap_err().code, Code::Fenced);
+        assert_eq!(fences.raise_to_new(&a, Attempt(2)).unwrap_err().code, Code::Fenced);
+        fences.raise_to_new(&b, Attempt(0)).unwrap();
         assert!(fences.check(&a, Attempt(3)).is_ok() && fences.check(&b, Attempt(0)).is_ok());
     }
 
