@@ -19,6 +19,7 @@ pub mod source;
 pub mod subtask;
 pub mod testing;
 pub mod watermark;
+pub mod window;
 
 use weir_types::Result;
 

@@ -9,7 +9,7 @@ use weir_types::{Code, Error, Result};
 
 use crate::arena::{Arena, FrozenArena};
 use crate::pages::{FrozenPages, Pages};
-use crate::values::{Data, Form, Values};
+use crate::values::{BytesArray, Data, Form, Values};
 
 /// One key column by slot.
 #[derive(Debug)]
@@ -289,6 +289,21 @@ impl KeyTable {
         }
     }
 
+    /// One key column of all slots, removed ones included.
+    pub fn values(&self, column: usize) -> Values {
+        let column = &self.columns[column];
+        let data = match &column.store {
+            Store::Words(pages) => Data::Words(pages.range(0, pages.len()).copied().collect()),
+            Store::Wides(pages) => Data::Wides(pages.range(0, pages.len()).copied().collect()),
+            Store::Bytes(arena) => {
+                let values = (0..arena.slots() as u32).map(|slot| Some(arena.get(slot)));
+                Data::Bytes(BytesArray::Binary(values.collect()))
+            }
+        };
+        let nulls = column.nulls.as_ref().map(|nulls| nulls.range(0, nulls.len()).map(|&null| !null).collect());
+        Values { data, nulls }
+    }
+
     /// The synchronous part of a snapshot.
     pub fn freeze(&mut self) -> FrozenKeys {
         let mut free = self.free.clone();
@@ -339,6 +354,14 @@ impl FrozenKeys {
     /// The hash of the key in a slot.
     pub fn hash(&self, slot: u32) -> u64 {
         *self.hashes.get(slot)
+    }
+
+    /// A column of words of the key in a slot; zero for a null and for columns of other forms.
+    pub fn word(&self, column: usize, slot: u32) -> i64 {
+        match self.columns[column].value(slot) {
+            KeyValue::Word(word) => word,
+            _ => 0,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BinaryViewArray, BooleanArray, FixedSizeBinaryArray,
-    LargeBinaryArray, LargeStringArray, PrimitiveArray, StringArray, StringViewArray, make_array,
+    LargeBinaryArray, LargeStringArray, PrimitiveArray, StringArray, StringViewArray, UInt32Array, make_array,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use arrow::compute::cast;
@@ -171,6 +171,45 @@ impl Values {
     #[inline]
     pub fn is_null(&self, row: usize) -> bool {
         self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row))
+    }
+
+    /// The values of some rows, in their order; shares nothing with the original.
+    ///
+    /// # Errors
+    /// `INTERNAL` if a row does not exist.
+    pub fn take(&self, rows: &[u32]) -> Result<Self> {
+        let failed = |error| arrow_error("could not take rows of a column", &error);
+        let data = match &self.data {
+            Data::Words(words) => Data::Words(rows.iter().map(|&row| words[row as usize]).collect()),
+            Data::Floats(floats) => Data::Floats(rows.iter().map(|&row| floats[row as usize]).collect()),
+            Data::Wides(wides) => Data::Wides(rows.iter().map(|&row| wides[row as usize]).collect()),
+            Data::Bytes(bytes) => {
+                let taken = rows.iter().map(|&row| Some(bytes.value(row as usize)));
+                Data::Bytes(BytesArray::Binary(taken.collect()))
+            }
+        };
+        let nulls = match &self.nulls {
+            None => None,
+            Some(nulls) => {
+                let indices = UInt32Array::from(rows.to_vec());
+                let valid = BooleanArray::new(nulls.inner().clone(), None);
+                let valid = arrow::compute::take(&valid, &indices, None).map_err(failed)?;
+                Some(NullBuffer::new(valid.as_boolean().values().clone()))
+            }
+        };
+        Ok(Self { data, nulls: nulls.filter(|nulls| nulls.null_count() > 0) })
+    }
+
+    /// The values behind a key column of type `data_type`: undoes what [`Values::for_key`] does to floating point.
+    #[must_use]
+    pub fn out_of_key(self, data_type: &DataType) -> Self {
+        match (&self.data, data_type) {
+            (Data::Words(words), DataType::Float32 | DataType::Float64) => {
+                let floats = words.iter().map(|&word| f64::from_bits(word as u64)).collect();
+                Self { data: Data::Floats(floats), nulls: self.nulls }
+            }
+            _ => self,
+        }
     }
 
     /// An array of the given type out of words; floating point is taken for keys (see [`Values::for_key`]).
