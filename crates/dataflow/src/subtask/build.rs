@@ -29,6 +29,7 @@ use crate::reader::{ReaderRules, SourceReader};
 use crate::sink::SinkContext;
 use crate::source::SourceContext;
 use crate::watermark::WatermarkGenerator;
+use crate::window::WindowAggregate;
 
 pub(super) async fn build(context: SubtaskContext<'_>) -> Result<Subtask> {
     let SubtaskContext { plan, factory, inputs, outputs, control, events, io, files, metrics, memory } = context;
@@ -142,8 +143,12 @@ impl<'a> Builder<'a> {
         Ok(match &operator.spec {
             OperatorSpec::Source(_) => Stage::Head,
             OperatorSpec::Calc(spec) => Stage::Operator(Box::new(Calc::from_spec(spec, input()?, &operator.schema)?)),
-            OperatorSpec::WindowAggregate(_) => {
-                return Err(Error::new(weir_types::Code::Unsupported, "window aggregates are not supported yet"));
+            OperatorSpec::WindowAggregate(spec) => {
+                let (output, rows) = (Arc::clone(&operator.schema), BatchLimits::default().rows);
+                let mut aggregate =
+                    WindowAggregate::new(spec, Arc::clone(input()?), output, self.plan.key_range, rows)?;
+                self.restore(operator, &mut aggregate).await?;
+                Stage::Operator(Box::new(aggregate))
             }
             OperatorSpec::Sink(spec) => Stage::Sink(self.factory.sink(SinkContext {
                 spec: spec.clone(),
