@@ -1,3 +1,5 @@
+//! Types of decimal results, common types and casts, compared with what Flink documents.
+
 use super::*;
 
 fn decimal(precision: u8, scale: i8) -> DataType {
