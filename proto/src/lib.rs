@@ -6,7 +6,12 @@ pub mod convert;
 
 /// Generated code, one module per `.proto` file. The packages nest as `weir.<name>.v1`, so that generated code can refer to
 /// other packages by `super` paths.
-#[expect(missing_docs, reason = "generated; the comments are in the .proto files")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::large_enum_variant,
+    reason = "generated; the comments are in the .proto files"
+)]
 pub mod pb {
     macro_rules! package {
         ($name:ident, $file:literal) => {

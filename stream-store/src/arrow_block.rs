@@ -56,8 +56,10 @@ fn refuse_dictionaries(schema: &Schema) -> Result<()> {
         .find(|field| matches!(field.data_type(), DataType::Dictionary(..) | DataType::RunEndEncoded(..)));
     match found {
         None => Ok(()),
-        Some(field) => Err(Error::new(Code::Unsupported, format!("column {:?} is encoded by dictionary", field.name()))
-            .with_hint("Use the plain type: a stored block has to be readable alone.")),
+        Some(field) => {
+            Err(Error::new(Code::Unsupported, format!("column {:?} is encoded by dictionary", field.name()))
+                .with_hint("Use the plain type: a stored block has to be readable alone."))
+        }
     }
 }
 
@@ -74,9 +76,8 @@ pub fn encode_batch(batch: &RecordBatch, max_event_time_ms: Option<i64>) -> Resu
     let failed = |error: arrow::error::ArrowError| {
         Error::internal("the rows could not be encoded").with_detail(error.to_string())
     };
-    let (_, encoded) = IpcDataGenerator::default()
-        .encode(batch, &mut tracker, &options, &mut Default::default())
-        .map_err(failed)?;
+    let (_, encoded) =
+        IpcDataGenerator::default().encode(batch, &mut tracker, &options, &mut Default::default()).map_err(failed)?;
     let mut out = Vec::with_capacity(encoded.ipc_message.len() + encoded.arrow_data.len() + 64);
     write_message(&mut out, encoded, &options).map_err(failed)?;
     if out.len() > MAX_BLOCK_BYTES {
@@ -108,9 +109,7 @@ pub fn decode_batch(block: &RecordBlock, schema: &SchemaRef, projection: Option<
     // Arrow's decoder asserts what it should check in a message from a peer.
     match std::panic::catch_unwind(AssertUnwindSafe(decode)) {
         Ok(Ok(batch)) => Ok(batch),
-        Ok(Err(error)) => {
-            Err(malformed("the rows do not fit the stream's schema").with_detail(error.to_string()))
-        }
+        Ok(Err(error)) => Err(malformed("the rows do not fit the stream's schema").with_detail(error.to_string())),
         Err(_) => Err(malformed("the rows are not encoded as Arrow IPC has it")),
     }
 }
@@ -163,10 +162,8 @@ mod tests {
     use super::*;
 
     fn batch() -> RecordBatch {
-        let schema = Schema::new(vec![
-            Field::new("id", DataType::Int64, false),
-            Field::new("name", DataType::Utf8, true),
-        ]);
+        let schema =
+            Schema::new(vec![Field::new("id", DataType::Int64, false), Field::new("name", DataType::Utf8, true)]);
         let names = StringArray::from(vec![Some("a"), None, Some("ccc")]);
         RecordBatch::try_new(Arc::new(schema), vec![Arc::new(Int64Array::from(vec![1, 2, 3])), Arc::new(names)])
             .unwrap()

@@ -102,10 +102,8 @@ impl RecordBlock {
     pub fn records(&self) -> Result<Records<'_>> {
         match self.format {
             RecordFormat::Bytes => Records::parse(&self.payload),
-            RecordFormat::Arrow => {
-                Err(Error::invalid("the block holds Arrow rows, not bytes records")
-                    .with_hint("Read the stream with the 'arrow' format."))
-            }
+            RecordFormat::Arrow => Err(Error::invalid("the block holds Arrow rows, not bytes records")
+                .with_hint("Read the stream with the 'arrow' format.")),
         }
     }
 }
@@ -171,11 +169,7 @@ impl<'a> Records<'a> {
     /// The record at `index`, if there is one.
     pub fn get(&self, index: usize) -> Option<Record<'a>> {
         let value = self.value_range(index)?;
-        Some(Record {
-            key: self.key(index),
-            value: &self.values[value],
-            event_time_ms: self.event_time_ms(index),
-        })
+        Some(Record { key: self.key(index), value: &self.values[value], event_time_ms: self.event_time_ms(index) })
     }
 
     /// The key of the record at `index`.
@@ -276,7 +270,7 @@ impl RecordBlockBuilder {
                 .with_detail(format!("key of {} bytes, value of {} bytes", key_bytes.len(), value.len())));
         }
         let index = self.value_ends.len();
-        if index % 8 == 0 {
+        if index.is_multiple_of(8) {
             self.key_bits.push(0);
         }
         if key.is_some() {

@@ -134,7 +134,7 @@ impl FrameHeader {
             return Err(FrameProblem::Damaged("no frame begins here"));
         }
         let header_len = usize::from(u16_at(fixed, 8));
-        if !(FIXED_HEADER_LEN..=MAX_HEADER_LEN).contains(&header_len) || header_len % 8 != 0 {
+        if !(FIXED_HEADER_LEN..=MAX_HEADER_LEN).contains(&header_len) || !header_len.is_multiple_of(8) {
             return Err(FrameProblem::Damaged("the frame header's length is impossible"));
         }
         let Some(header) = bytes.get(..header_len) else { return Err(FrameProblem::Incomplete(header_len)) };

@@ -45,13 +45,7 @@ mod tests {
     use super::*;
 
     fn segment(base: u64, end: u64, len: u64, last_append: u64) -> Summary {
-        Summary {
-            base: Offset(base),
-            end: Offset(end),
-            len,
-            max_event_time_ms: None,
-            last_append: Millis(last_append),
-        }
+        Summary { base: Offset(base), end: Offset(end), len, max_event_time_ms: None, last_append: Millis(last_append) }
     }
 
     #[test]

@@ -132,9 +132,7 @@ impl Sidecar {
                 max_event_time_ms: wire.max_event_time_ms,
                 last_append: Millis(wire.last_append_ms),
             },
-            index: SparseIndex {
-                entries: wire.offsets.into_iter().map(Offset).zip(wire.positions).collect(),
-            },
+            index: SparseIndex { entries: wire.offsets.into_iter().map(Offset).zip(wire.positions).collect() },
             producers,
         })
     }
@@ -179,13 +177,8 @@ mod tests {
         let mut producers = Producers::default();
         let producer = ProducerId::new("p").unwrap();
         producers.record(&ProducerStamp { producer, epoch: Epoch(2), sequence: 7 }, Offset(5), Millis(3));
-        let summary = Summary {
-            base: Offset(5),
-            end: Offset(12),
-            len: 300,
-            max_event_time_ms: Some(-4),
-            last_append: Millis(8),
-        };
+        let summary =
+            Summary { base: Offset(5), end: Offset(12), len: 300, max_event_time_ms: Some(-4), last_append: Millis(8) };
         let sidecar = Sidecar { summary, index, producers };
         sidecar.write(&path).unwrap();
         assert_eq!(Sidecar::read(&path, Offset(5)).unwrap(), Some(sidecar.clone()));

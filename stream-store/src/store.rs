@@ -291,9 +291,7 @@ impl Inner {
                 true => "it was made with the same options",
                 false => "it was made with other options",
             };
-            return Err(
-                Error::new(Code::AlreadyExists, format!("stream {name} exists already")).with_detail(detail)
-            );
+            return Err(Error::new(Code::AlreadyExists, format!("stream {name} exists already")).with_detail(detail));
         }
         let dir = self.stream_dir(name);
         let unfinished = self.config.data_dir.join("trash").join(format!("new-{}-{}", name.scope(), name.stream()));

@@ -104,8 +104,7 @@ impl StreamState {
         for partition in 0..options.partitions {
             setup(dir, name, options, partition, config, disk, &tail).create()?;
         }
-        let file =
-            StreamFile { version: VERSION, name: name.clone(), created_at_ms: now.0, options: options.clone() };
+        let file = StreamFile { version: VERSION, name: name.clone(), created_at_ms: now.0, options: options.clone() };
         replace_file(&dir.join("stream.json"), &to_json(&file)?)
     }
 
@@ -206,9 +205,12 @@ impl StreamState {
             let partition = self.partition(*id)?;
             let (head, end) = (partition.head(), partition.end());
             if *offset < head {
-                return Err(Error::new(Code::OffsetTruncated, format!("partition {id} begins at {head}, not {offset}"))
-                    .with_detail(format!("stream {}", self.name))
-                    .with_facts(Facts::OffsetTruncated { head }));
+                return Err(Error::new(
+                    Code::OffsetTruncated,
+                    format!("partition {id} begins at {head}, not {offset}"),
+                )
+                .with_detail(format!("stream {}", self.name))
+                .with_facts(Facts::OffsetTruncated { head }));
             }
             if *offset > end {
                 return Err(Error::invalid(format!("partition {id} ends at {end}, before {offset}"))

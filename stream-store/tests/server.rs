@@ -1,54 +1,22 @@
 //! Server and client over a real socket: appends, tailing, bounded reads, restarts.
 
-use std::net::SocketAddr;
-use std::path::Path;
+#![expect(clippy::unwrap_used, reason = "test helpers panic like tests; clippy exempts only test functions")]
+
+mod support;
+
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use weir_stream_store::client::{Producer, ProducerOptions, ReadBlock, Reader, ReaderOptions, StoreClient};
-use weir_stream_store::{RecordBlock, RecordBlockBuilder, StoreConfig, server};
+use weir_stream_store::{RecordBlock, RecordBlockBuilder};
+use weir_types::Code;
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::store::{ProducerStamp, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
-use weir_types::{Code, Result};
 
-struct Server {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    done: JoinHandle<Result<()>>,
-}
-
-impl Server {
-    async fn start(dir: &Path) -> Self {
-        Self::start_on(dir, "127.0.0.1:0".parse().unwrap()).await
-    }
-
-    async fn start_on(dir: &Path, address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let config = StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::at(dir) };
-        let shutdown = async {
-            let _ = stopped.await;
-        };
-        let done = tokio::spawn(server::run(listener, config, shutdown));
-        Self { address, stop, done }
-    }
-
-    async fn stop(self) -> SocketAddr {
-        self.stop.send(()).unwrap();
-        self.done.await.unwrap().unwrap();
-        self.address
-    }
-
-    fn client(&self) -> StoreClient {
-        StoreClient::connect(&self.address.to_string()).unwrap()
-    }
-}
+use support::Server;
 
 fn name() -> StreamName {
     "shop/clicks".parse().unwrap()
@@ -156,11 +124,8 @@ async fn a_stamped_block_sent_twice_is_there_once() {
     let server = Server::start(dir.path()).await;
     let client = server.client();
     client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
-    let stamp = |epoch, sequence| ProducerStamp {
-        producer: ProducerId::new("p").unwrap(),
-        epoch: Epoch(epoch),
-        sequence,
-    };
+    let stamp =
+        |epoch, sequence| ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(epoch), sequence };
     let append = async |epoch, sequence| {
         client.append(&name(), PartitionId(0), &block(&["x"]), Some(&stamp(epoch, sequence))).await
     };

@@ -8,9 +8,7 @@ use weir_proto::convert::store::cut_to_pb;
 use weir_proto::from_status;
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::groups_client::GroupsClient;
-use weir_types::group::{
-    CheckpointOwner, GroupActor, GroupCheckpoint, GroupInfo, GroupSpec, MemberView, ResetTarget,
-};
+use weir_types::group::{CheckpointOwner, GroupActor, GroupCheckpoint, GroupInfo, GroupSpec, MemberView, ResetTarget};
 use weir_types::ids::{Attempt, Epoch, GroupName, JobId, PartitionId, ReaderId, SnapshotId};
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::time::Millis;
@@ -79,8 +77,7 @@ impl StoreClient {
     /// `NOT_FOUND`; unless forced, `GROUP_IN_USE` if it belongs to another job than `job`, and `FAILED_PRECONDITION`
     /// if it has readers.
     pub async fn delete_group(&self, group: &GroupName, job: Option<&JobId>, force: bool) -> Result<()> {
-        let request =
-            pb::DeleteGroupRequest { group: group.to_string(), job: job.map(ToString::to_string), force };
+        let request = pb::DeleteGroupRequest { group: group.to_string(), job: job.map(ToString::to_string), force };
         call(self.groups().delete_group(request)).await.map(drop)
     }
 
@@ -272,17 +269,9 @@ impl StoreClient {
     ///
     /// # Errors
     /// `OFFSET_TRUNCATED`, `INVALID_ARGUMENT`, `NOT_FOUND`, `GROUP_IN_USE` for a managed group without its `job`.
-    pub async fn reset_group(
-        &self,
-        group: &GroupName,
-        job: Option<&JobId>,
-        target: &ResetTarget,
-    ) -> Result<GroupInfo> {
-        let request = pb::ResetRequest {
-            group: group.to_string(),
-            job: job.map(ToString::to_string),
-            to: Some(target.into()),
-        };
+    pub async fn reset_group(&self, group: &GroupName, job: Option<&JobId>, target: &ResetTarget) -> Result<GroupInfo> {
+        let request =
+            pb::ResetRequest { group: group.to_string(), job: job.map(ToString::to_string), to: Some(target.into()) };
         call(self.groups().reset(request)).await?.try_into()
     }
 
@@ -291,8 +280,7 @@ impl StoreClient {
     /// # Errors
     /// `NOT_FOUND` for the group.
     pub async fn watch_member(&self, group: &GroupName, reader: &ReaderId, epoch: Epoch) -> Result<MemberWatch> {
-        let request =
-            pb::WatchMemberRequest { group: group.to_string(), reader: reader.to_string(), epoch: epoch.0 };
+        let request = pb::WatchMemberRequest { group: group.to_string(), reader: reader.to_string(), epoch: epoch.0 };
         call(self.groups().watch_member(request)).await.map(MemberWatch)
     }
 
@@ -315,9 +303,5 @@ fn member(group: &GroupName, reader: &ReaderId, epoch: Epoch, positions: &Stream
 }
 
 fn end(group: &GroupName, id: &SnapshotId, job: Option<&JobId>) -> pb::EndCheckpointRequest {
-    pb::EndCheckpointRequest {
-        group: group.to_string(),
-        id: id.to_string(),
-        job: job.map(ToString::to_string),
-    }
+    pb::EndCheckpointRequest { group: group.to_string(), id: id.to_string(), job: job.map(ToString::to_string) }
 }

@@ -30,7 +30,6 @@
 //! # }
 //! ```
 
-
 mod groups;
 mod producer;
 mod reader;

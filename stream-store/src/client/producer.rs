@@ -272,9 +272,7 @@ impl Producer {
         self.wait_until(|progress, _| progress.acknowledged >= target).await?;
         let lanes = self.shared.lanes.lock();
         let cut = lanes.lanes.iter().enumerate();
-        Ok(StreamCut(
-            cut.filter_map(|(index, lane)| Some((PartitionId(index as u32), lane.acknowledged?))).collect(),
-        ))
+        Ok(StreamCut(cut.filter_map(|(index, lane)| Some((PartitionId(index as u32), lane.acknowledged?))).collect()))
     }
 
     /// How the stream is partitioned.

@@ -202,9 +202,8 @@ impl Reader {
     }
 
     async fn connect(&self) -> Result<Session> {
-        let unfinished = |(partition, next): &(&PartitionId, &Offset)| {
-            self.until(**partition).is_none_or(|until| **next < until)
-        };
+        let unfinished =
+            |(partition, next): &(&PartitionId, &Offset)| self.until(**partition).is_none_or(|until| **next < until);
         let from = self.fetched.iter().filter(unfinished).map(|(partition, next)| (*partition, *next)).collect();
         let open = pb::ReadOpen {
             stream: self.stream.to_string(),

@@ -78,10 +78,7 @@ impl Checkpoints {
     }
 
     /// Outstanding checkpoints that lack an offset of one of these partitions, in order.
-    pub(super) fn waiting_for<'a>(
-        &self,
-        partitions: impl Iterator<Item = &'a PartitionId> + Clone,
-    ) -> Vec<SnapshotId> {
+    pub(super) fn waiting_for<'a>(&self, partitions: impl Iterator<Item = &'a PartitionId> + Clone) -> Vec<SnapshotId> {
         let waits = |checkpoint: &&Checkpoint| {
             checkpoint.is_outstanding() && partitions.clone().any(|p| !checkpoint.offsets.contains_key(p))
         };
@@ -244,7 +241,8 @@ impl Checkpoints {
         let has_ended = |checkpoint: &Checkpoint| {
             !matches!(checkpoint.state, GroupCheckpointState::Outstanding | GroupCheckpointState::Completed)
         };
-        let mut surplus = self.list.iter().filter(|checkpoint| has_ended(checkpoint)).count().saturating_sub(ENDED_KEPT);
+        let mut surplus =
+            self.list.iter().filter(|checkpoint| has_ended(checkpoint)).count().saturating_sub(ENDED_KEPT);
         self.list.retain(|checkpoint| {
             let goes = surplus > 0 && has_ended(checkpoint);
             surplus -= usize::from(goes);

@@ -2,6 +2,8 @@
 
 mod assign;
 mod checkpoint;
+#[cfg(test)]
+mod properties;
 mod shell;
 mod state;
 #[cfg(test)]

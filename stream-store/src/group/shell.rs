@@ -197,8 +197,7 @@ impl Groups {
     }
 
     pub(crate) fn list(&self, stream: Option<&StreamName>) -> Vec<GroupInfo> {
-        let cells: Vec<Arc<Cell>> =
-            self.cells.read().values().filter_map(|cell| cell.as_ref().ok()).cloned().collect();
+        let cells: Vec<Arc<Cell>> = self.cells.read().values().filter_map(|cell| cell.as_ref().ok()).cloned().collect();
         let infos = cells.iter().map(|cell| cell.state.lock().info());
         infos.filter(|info| stream.is_none_or(|stream| info.stream == *stream)).collect()
     }

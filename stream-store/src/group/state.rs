@@ -262,8 +262,11 @@ impl Group {
                     .with_hint("Give the new job a reader group of its own."));
             }
             GroupMode::Free => {
-                return Err(Error::new(Code::FailedPrecondition, format!("reader group {} has free readers", self.name))
-                    .with_hint("A job needs a managed group of its own."));
+                return Err(Error::new(
+                    Code::FailedPrecondition,
+                    format!("reader group {} has free readers", self.name),
+                )
+                .with_hint("A job needs a managed group of its own."));
             }
         }
         let current = self.assignment.as_ref().map(|assignment| assignment.attempt);

@@ -30,13 +30,8 @@ struct Gathered {
 
 impl Gathered {
     fn new(base: Offset, interval: u64) -> Self {
-        let summary = Summary {
-            base,
-            end: base,
-            len: FILE_HEADER_LEN,
-            max_event_time_ms: None,
-            last_append: Millis(0),
-        };
+        let summary =
+            Summary { base, end: base, len: FILE_HEADER_LEN, max_event_time_ms: None, last_append: Millis(0) };
         Self { summary, index: SparseIndex::default(), interval }
     }
 
@@ -121,6 +116,10 @@ impl PartitionSetup {
     fn open_sealed(&self, base: Offset, next: Offset, producers: &mut Producers) -> Result<Summary> {
         let (log, index) = (log_path(&self.dir, base), index_path(&self.dir, base));
         let (file, len) = self.open_file(&log)?;
+        if let Err(damage) = check_header(&file, &log, self.id, base) {
+            // The frames have checksums of their own and say where they belong; they are readable all the same.
+            error!(stream = %self.stream, partition = %self.id, error = %damage, "segment header is damaged");
+        }
         let sidecar = Sidecar::read(&index, base)?;
         if let Some(sidecar) = sidecar.filter(|sidecar| sidecar.summary.end == next && sidecar.summary.len == len) {
             *producers = sidecar.producers;
