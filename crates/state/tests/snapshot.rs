@@ -253,6 +253,22 @@ fn a_snapshot_can_be_moved() {
 }
 
 #[test]
+fn snapshots_of_earlier_versions_can_be_read() {
+    let store = LocalDirectory::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/v1"));
+    let read = verify_snapshot(&store).unwrap();
+    assert_eq!(read, manifest(read.operators.clone(), "fixture"));
+    for p in 1..4 {
+        let mut union = Rows::new();
+        for index in 0..p {
+            let range = KeyRange::of_subtask(SubtaskIndex(index), Parallelism::new(p).unwrap()).unwrap();
+            let restored = RestoredOperator::load(&store, &read.operator(&"w".to_owned()), range).unwrap();
+            union.extend(rows_of(&restored, range));
+        }
+        assert_eq!(union, sample(40));
+    }
+}
+
+#[test]
 fn files_are_written_once() {
     let directory = tempfile::tempdir().unwrap();
     let store = LocalDirectory::new(directory.path());
