@@ -172,3 +172,6 @@ impl Subtask {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod window_tests;
