@@ -24,6 +24,9 @@ pub(crate) trait Output: Send + 'static {
     /// What one batch was encoded to.
     type Piece: Send + 'static;
 
+    /// Called once, before anything else: whatever would fail at the first piece anyway fails here.
+    async fn start(&mut self) -> Result<()>;
+
     /// Writes one piece.
     async fn write(&mut self, piece: Self::Piece) -> Result<()>;
 
@@ -33,6 +36,11 @@ pub(crate) trait Output: Send + 'static {
 
 /// Where bytes go by calls that block.
 pub(crate) trait BlockingOutput: Send + 'static {
+    /// Called once, before anything else.
+    fn start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes bytes; what one call brings (whole lines) is never torn between two files.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
@@ -66,6 +74,10 @@ impl<O: BlockingOutput> Blocking<O> {
 #[async_trait]
 impl<O: BlockingOutput> Output for Blocking<O> {
     type Piece = Vec<u8>;
+
+    async fn start(&mut self) -> Result<()> {
+        self.call(O::start).await
+    }
 
     async fn write(&mut self, piece: Vec<u8>) -> Result<()> {
         self.call(move |output| output.write(&piece)).await
@@ -172,6 +184,7 @@ async fn drive<P>(
     mut output: impl Output<Piece = P>,
     shared: &Shared,
 ) -> Result<()> {
+    output.start().await?;
     while let Some(command) = queue.recv().await {
         match command {
             Command::Write { piece, bytes } => {
@@ -202,6 +215,10 @@ mod tests {
     #[async_trait]
     impl Output for Gated {
         type Piece = usize;
+
+        async fn start(&mut self) -> Result<()> {
+            Ok(())
+        }
 
         async fn write(&mut self, piece: usize) -> Result<()> {
             self.gate.recv().await.unwrap()?;

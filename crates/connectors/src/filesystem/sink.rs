@@ -33,7 +33,7 @@ impl FilesystemSink {
     pub(crate) fn new(context: &SinkContext) -> Result<Self> {
         let format = Format::new(&context.spec.connector)?;
         let output = PartFiles {
-            directory: PathBuf::from(context.spec.connector.required("path")?),
+            directory: super::path(&context.spec.connector)?,
             owner: format!("{}-{}", context.job, names::safe(&context.uid)),
             attempt: context.attempt,
             subtask: context.subtask,
@@ -41,7 +41,6 @@ impl FilesystemSink {
             extension: format.extension(),
             sequence: 0,
             current: None,
-            opened: false,
         };
         Ok(Self {
             table: context.spec.table.clone(),
@@ -86,7 +85,6 @@ struct PartFiles {
     extension: &'static str,
     sequence: u64,
     current: Option<File>,
-    opened: bool,
 }
 
 const IN_PROGRESS: &str = "inprogress";
@@ -107,10 +105,7 @@ impl PartFiles {
     }
 
     /// Makes the directory, and removes what earlier attempts of this subtask left unfinished.
-    fn open_directory(&mut self) -> Result<()> {
-        if self.opened {
-            return Ok(());
-        }
+    fn open_directory(&self) -> Result<()> {
         fs::create_dir_all(&self.directory).map_err(|error| self.failed("make the directory", &error))?;
         for entry in fs::read_dir(&self.directory).map_err(|error| self.failed("list files", &error))? {
             let name = entry.map_err(|error| self.failed("list files", &error))?.file_name();
@@ -121,7 +116,6 @@ impl PartFiles {
                 }
             }
         }
-        self.opened = true;
         Ok(())
     }
 
@@ -139,8 +133,11 @@ impl PartFiles {
 }
 
 impl BlockingOutput for PartFiles {
+    fn start(&mut self) -> Result<()> {
+        self.open_directory()
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.open_directory()?;
         let mut file = match self.current.take() {
             Some(file) => file,
             None => OpenOptions::new()

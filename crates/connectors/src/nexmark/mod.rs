@@ -81,9 +81,11 @@ impl NexmarkSource {
         if batch_rows == 0 {
             return Err(Error::internal("a source was built for batches of no rows"));
         }
-        let full = if config.push_down { None } else { Some(Scan::new(schema(), &[], batch_rows)?) };
+        let scan = Scan::new(Arc::clone(&spec.scan_schema), &spec.pushed_filters, batch_rows)?;
+        let is_full = spec.scan_schema.fields() == schema().fields() && scan.kinds == Kinds::ALL;
+        let full = if config.push_down || is_full { None } else { Some(Scan::new(schema(), &[], batch_rows)?) };
         Ok(Self {
-            scan: Scan::new(Arc::clone(&spec.scan_schema), &spec.pushed_filters, batch_rows)?,
+            scan,
             pace: config.emit_rate.map(|rate| Pace::new(rate, &splits)),
             generator: Generator::new(config),
             full,

@@ -296,10 +296,14 @@ async fn send_rows(
 impl Output for Appender {
     type Piece = Piece;
 
+    async fn start(&mut self) -> Result<()> {
+        self.open = Some(self.open().await?);
+        Ok(())
+    }
+
     async fn write(&mut self, piece: Piece) -> Result<()> {
-        let mut producer = match self.open.take() {
-            Some(producer) => producer,
-            None => self.open().await?,
+        let Some(mut producer) = self.open.take() else {
+            return Err(Error::internal("rows came before the producer was open"));
         };
         let result = self.append(&mut producer, piece).await;
         self.open = Some(producer);

@@ -312,6 +312,44 @@ async fn an_older_attempt_is_fenced_by_a_newer_one() {
 }
 
 #[tokio::test]
+async fn a_sink_without_rows_makes_its_stream_all_the_same() {
+    let store = TestStore::start().await;
+    let mut sink = table(&store, &[("sink.partitions", "5")]).sink(1, 0).unwrap();
+    sink.finish().await.unwrap();
+    assert_eq!(store.client.describe_stream(&stream()).await.unwrap().options.partitions, 5);
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_for_a_while_costs_a_pause() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let table = Table::new(ConnectorKind::StreamStore, &[("stream", "test/events")], schema()).at(&address.to_string());
+    let mut sink = table.sink(1, 0).unwrap();
+    sink.write(&batch(rows(0..10))).unwrap();
+    let mut prepared = sink.prepare(&barrier(1)).unwrap();
+    assert!(futures::poll!(&mut prepared).is_pending());
+    let mut source =
+        table.source(vec![splits::stream_partition(PartitionId(0), Offset(0), Some(Offset(10)))], 100).unwrap();
+    let store = Store::open(StoreConfig::at(directory.path())).unwrap();
+    store.create_stream(&stream(), StreamOptions::new(1), false).await.unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let served = tokio::spawn(server::serve(listener, store, async move {
+        let _ = stopped.await;
+    }));
+    prepared.await.unwrap();
+    let SourceEvent::Rows { rows: read, next_offset: 10, .. } = source.next().await.unwrap() else {
+        panic!("expected all rows at once");
+    };
+    assert_eq!(read, rows(0..10));
+    stop.send(()).unwrap();
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_stream_of_another_format_is_refused() {
     let store = TestStore::start().await;
     store.fill(&stream(), 1, &[(0, None, "{\"id\":1}", None)]).await;
@@ -319,7 +357,7 @@ async fn a_stream_of_another_format_is_refused() {
     let error = arrow.read(store.splits(&stream()).await, 10).await.unwrap_err();
     assert_eq!(error.to_string(), "INVALID_ARGUMENT: stream test/events holds bytes records");
     let mut sink = arrow.sink(1, 0).unwrap();
-    sink.write(&batch(rows(0..1))).unwrap();
     assert_eq!(sink.finish().await.unwrap_err(), error);
+    assert_eq!(sink.write(&batch(rows(0..1))).unwrap_err(), error);
     store.stop().await;
 }
