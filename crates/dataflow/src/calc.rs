@@ -41,8 +41,7 @@ impl Expr {
     /// # Errors
     /// If the bytes do not decode or refer to columns that do not exist.
     pub fn decode(expr: &ScalarExpr, input: &SchemaRef) -> Result<Self> {
-        Err(Error::new(Code::Unsupported, format!("the expression {} cannot be decoded yet", expr.text))
-            .with_detail(format!("it reads {} columns", input.fields().len())))
+        Ok(Self::new(weir_functions::decode_expr(expr, input)?, expr.text.clone()))
     }
 
     /// Evaluates over all rows.

@@ -1,7 +1,7 @@
 //! Tests of filters and projections over batches with row ops.
 
 use arrow_schema::{DataType, Field, Schema};
-use datafusion::logical_expr::Operator as BinaryOperator;
+use datafusion::logical_expr::{Operator as BinaryOperator, ident, lit as literal};
 use datafusion::physical_expr::expressions::{BinaryExpr, binary, col, lit};
 
 use super::*;
@@ -108,4 +108,17 @@ fn a_projection_that_does_not_fit_its_schema_is_refused() {
     assert!(Calc::new(None, both(), sums_schema()).is_err());
     let fits = Calc::new(None, vec![doubled()], sums_schema()).unwrap();
     assert_eq!(fits.apply(batch(&[(4, 0)])).unwrap().unwrap().rows.num_columns(), 1);
+}
+
+#[test]
+fn a_spec_of_the_job_graph_is_decoded_and_applied() {
+    let encode = |expr: datafusion::prelude::Expr| weir_functions::encode_expr(&expr, expr.to_string()).unwrap();
+    let spec = CalcSpec {
+        predicate: Some(encode(ident("key").gt(literal(1i64)))),
+        projection: vec![encode(ident("key") + literal(10i64)), encode(ident("ts"))],
+    };
+    let calc = Calc::from_spec(&spec, &schema(), &schema()).unwrap();
+    assert_eq!(values(&calc.apply(batch(&[(1, 5), (2, 6)])).unwrap().unwrap().rows), [(12, 6)]);
+    let missing = CalcSpec { predicate: None, projection: vec![encode(ident("nothing")), encode(ident("ts"))] };
+    assert_eq!(Calc::from_spec(&missing, &schema(), &schema()).err().unwrap().code, Code::Corrupt);
 }
