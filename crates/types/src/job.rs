@@ -67,7 +67,7 @@ impl JobState {
             (Running, JobChange::Stop) => Some(Stopping),
             (Created | Starting | Running | Restarting | Stopping, JobChange::Cancel) => Some(Cancelling),
             (Starting | Running | Stopping, JobChange::Finish) => Some(Finished),
-            (Stopping, JobChange::EndStopped) => Some(Stopped),
+            (Starting | Running | Restarting | Stopping, JobChange::EndStopped) => Some(Stopped),
             (Cancelling, JobChange::EndCancelled) => Some(Cancelled),
             (Created | Starting | Running | Restarting | Stopping, JobChange::Fail) => Some(Failed),
             _ => None,
