@@ -266,12 +266,12 @@ impl Coordinator {
                 out.push(Action::PersistComplete(snapshot.clone(), contents));
                 flight.phase = Phase::Completing;
             }
-            (Err(_), Some(kept)) => {
+            (Err(failure), Some(kept)) if failure.code != Code::AlreadyExists => {
                 *contents = Some(kept);
                 *retry_at = Some(now.plus(MARK_RETRY_MS));
             }
-            // Without an attempt to publish there is no manifest of ours, whatever the marker's fate.
-            (Ok(_), _) | (Err(_), None) => {
+            // Without an attempt to publish, or where another snapshot's manifest is, there is none of ours.
+            (Ok(_) | Err(_), _) => {
                 let error = error.clone();
                 flight.abort(error, out);
             }
@@ -408,8 +408,12 @@ impl Coordinator {
     }
 
     fn refuse_queue(&mut self, error: &Error, out: &mut Vec<Action>) {
-        let refused = self.queue.drain(..);
-        out.extend(refused.map(|request| Action::Answer(request.id, Err(error.clone()))));
+        for request in self.queue.drain(..) {
+            if matches!(request.trigger, Trigger::Stop(_)) && !self.stopped {
+                out.push(Action::AbandonStop);
+            }
+            out.push(Action::Answer(request.id, Err(error.clone())));
+        }
     }
 }
 

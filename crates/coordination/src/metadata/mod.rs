@@ -1,1 +1,299 @@
-//! x
+//! What the cluster remembers: jobs, the catalogue of snapshots, reservations, answered requests. Replicated through
+//! raft as a deterministic state machine: [`State::apply`] depends on nothing but the state and the command; time enters
+//! through commands.
+//!
+//! Invariants: a reservation ends once, as complete or as aborted; a completed snapshot is deleted only after an entry
+//! has marked it; what a job would restart from, or a restore still needs, is never marked.
+
+mod admission;
+mod command;
+mod record;
+mod snapshots;
+
+use std::collections::BTreeMap;
+
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId, SnapshotId};
+use weir_types::job::{JobChange, JobState};
+use weir_types::snapshot::SnapshotState;
+use weir_types::time::Millis;
+use weir_types::{Code, Error, Result};
+
+pub use admission::Limits;
+pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAttempt};
+pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
+
+/// Answers that are remembered for retries; older ones are forgotten.
+const REQUESTS_MAX: usize = 4096;
+/// Jobs that have ended and are still listed; older ones without snapshots are forgotten.
+const ENDED_JOBS_MAX: usize = 256;
+
+/// The answer to a request, kept for its retries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Its place in the order of requests.
+    pub sequence: u64,
+    /// What was answered.
+    pub reply: Reply,
+}
+
+/// The replicated state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// The cluster; none before its first command.
+    pub cluster: Option<ClusterId>,
+    /// The limits in force.
+    pub limits: Limits,
+    /// Jobs, the ended ones too.
+    pub jobs: BTreeMap<JobId, JobRecord>,
+    /// The catalogue: every attempt at a snapshot that is worth remembering.
+    pub snapshots: BTreeMap<SnapshotId, SnapshotEntry>,
+    /// Requests that were answered.
+    pub requests: BTreeMap<RequestId, Answered>,
+    /// Number of the next request.
+    pub next_request: u64,
+}
+
+impl State {
+    /// Applies a command. A command that does not apply changes nothing and is answered with an error.
+    pub fn apply(&mut self, now: Millis, command: Command) -> Reply {
+        match command {
+            Command::Found { cluster, limits } => {
+                self.limits = limits;
+                self.cluster.get_or_insert(cluster);
+                Ok(Applied::default())
+            }
+            Command::CreateJob(job) => {
+                let request = job.request.clone();
+                self.once(request, |state| state.create_job(now, *job))
+            }
+            Command::StartAttempt(start) => self.start_attempt(start),
+            Command::ChangeJob { job, change, failure } => self.change_job(now, &job, change, failure),
+            Command::Reserve(reserve) => {
+                let request = reserve.request.clone();
+                self.once(request, |state| state.reserve(now, *reserve))
+            }
+            Command::Complete(completion) => self.complete(now, *completion),
+            Command::Abort { snapshot, nonce, failure } => self.abort(now, &snapshot, &nonce, failure),
+            Command::MarkDeleted { snapshot, request } => self.once(request, |state| state.mark_deleted(&snapshot)),
+            Command::Deleted { snapshot } => {
+                if self.snapshots.get(&snapshot).is_some_and(|entry| entry.state == SnapshotState::Deleting) {
+                    self.snapshots.remove(&snapshot);
+                }
+                Ok(Applied::default())
+            }
+        }
+    }
+
+    /// The job with this id.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn job(&self, job: &JobId) -> Result<&JobRecord> {
+        self.jobs.get(job).ok_or_else(|| no_job(job.as_str()))
+    }
+
+    /// The job that a user means: by id, by a unique prefix of an id, or by the name of the only job that has not ended.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `INVALID_ARGUMENT` if more than one is meant.
+    pub fn find_job(&self, text: &str) -> Result<&JobRecord> {
+        if let Some(job) = JobId::new(text).ok().and_then(|id| self.jobs.get(&id)) {
+            return Ok(job);
+        }
+        let by_prefix: Vec<_> = self.jobs.values().filter(|job| job.id.as_str().starts_with(text)).collect();
+        let by_name = |ended: bool| move |job: &&JobRecord| job.name == text && job.state.is_terminal() == ended;
+        let candidates = [
+            by_prefix,
+            self.jobs.values().filter(by_name(false)).collect(),
+            self.jobs.values().filter(by_name(true)).collect(),
+        ];
+        match candidates.iter().find(|found| !found.is_empty() && !text.is_empty()) {
+            None => Err(no_job(text)),
+            Some(found) => match found.as_slice() {
+                [job] => Ok(job),
+                several => {
+                    let ids: Vec<_> = several.iter().map(|job| job.id.as_str()).collect();
+                    Err(Error::invalid(format!("{text:?} means more than one job")).with_detail(ids.join(", ")))
+                }
+            },
+        }
+    }
+
+    /// The snapshot that a user means: by id or by directory.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn find_snapshot(&self, text: &str) -> Result<&SnapshotEntry> {
+        let directory = text.trim_end_matches('/');
+        let by_id = SnapshotId::new(text).ok().and_then(|id| self.snapshots.get(&id));
+        by_id.or_else(|| self.snapshots.values().find(|entry| entry.directory == directory)).ok_or_else(|| {
+            Error::not_found(format!("snapshot {text:?} is not in the catalogue"))
+                .with_hint("`weir snapshots list` shows all of them.")
+        })
+    }
+
+    /// Snapshots of one job in the order of their barriers.
+    pub fn snapshots_of<'a>(&'a self, job: &'a JobId) -> Vec<&'a SnapshotEntry> {
+        let mut entries: Vec<_> = self.snapshots.values().filter(|entry| entry.job == *job).collect();
+        entries.sort_by_key(|entry| entry.barrier);
+        entries
+    }
+
+    /// What a job restarts from: its newest completed snapshot of either kind.
+    pub fn recovery_point(&self, job: &JobId) -> Option<&SnapshotEntry> {
+        self.snapshots
+            .values()
+            .filter(|entry| entry.job == *job && entry.state == SnapshotState::Completed)
+            .max_by_key(|entry| entry.barrier)
+    }
+
+    /// Who needs a snapshot, in words; empty: nobody.
+    pub fn holders(&self, snapshot: &SnapshotId) -> Vec<String> {
+        let mut holders = Vec::new();
+        for job in self.jobs.values().filter(|job| !job.state.is_terminal()) {
+            match self.recovery_point(&job.id) {
+                Some(entry) if entry.id == *snapshot => {
+                    holders.push(format!("job {} would restart from it", job.id));
+                }
+                None if job.restore.as_ref().and_then(|restore| restore.snapshot.as_ref()) == Some(snapshot) => {
+                    holders.push(format!("job {} was restored from it and has no snapshot of its own yet", job.id));
+                }
+                _ => {}
+            }
+        }
+        holders
+    }
+
+    /// Runs `act` unless the request was answered before; remembers the answer, unless it may differ the next time.
+    fn once(&mut self, request: Option<RequestId>, act: impl FnOnce(&mut Self) -> Reply) -> Reply {
+        let Some(request) = request else { return act(self) };
+        if let Some(answered) = self.requests.get(&request) {
+            return answered.reply.clone();
+        }
+        let reply = act(self);
+        let sequence = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(request, Answered { sequence, reply: reply.clone() });
+        if self.requests.len() > REQUESTS_MAX {
+            let oldest = self.requests.iter().min_by_key(|(_, answered)| answered.sequence);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                self.requests.remove(&oldest);
+            }
+        }
+        reply
+    }
+
+    fn create_job(&mut self, now: Millis, new: NewJob) -> Reply {
+        let short = crate::checkpoint::short(&new.id);
+        let known = self.jobs.keys().chain(self.snapshots.values().map(|entry| &entry.job));
+        if known.into_iter().any(|id| crate::checkpoint::short(id) == short) {
+            return Err(Error::new(Code::AlreadyExists, format!("a job whose id begins with {short} exists already")));
+        }
+        let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } = new;
+        if let Some(snapshot) = restore.as_ref().and_then(|restore| restore.snapshot.as_ref())
+            && !self.snapshots.get(snapshot).is_some_and(|entry| entry.state == SnapshotState::Completed)
+        {
+            return Err(Error::new(
+                Code::FailedPrecondition,
+                format!("snapshot {snapshot} cannot be restored any more"),
+            ));
+        }
+        let applied = Applied { job: Some(id.clone()), ..Applied::default() };
+        self.forget_ended_jobs();
+        self.jobs.insert(
+            id.clone(),
+            JobRecord {
+                id,
+                name,
+                sql,
+                owner,
+                namespace,
+                graph,
+                plan,
+                sources,
+                state: JobState::Created,
+                attempt: Attempt(0),
+                restarts: 0,
+                submitted_at: now,
+                started_at: None,
+                ended_at: None,
+                failure: None,
+                restore,
+                placements: Vec::new(),
+                splits: Vec::new(),
+                last_barrier: BarrierId(0),
+                stopped_by: None,
+            },
+        );
+        Ok(applied)
+    }
+
+    fn forget_ended_jobs(&mut self) {
+        let mut ended: Vec<_> = self.jobs.values().filter(|job| job.state.is_terminal()).collect();
+        if ended.len() < ENDED_JOBS_MAX {
+            return;
+        }
+        ended.sort_by_key(|job| job.ended_at);
+        let forgotten =
+            ended.into_iter().map(|job| job.id.clone()).find(|job| self.snapshots_of(job).iter().all(|e| e.is_over()));
+        if let Some(job) = forgotten {
+            self.snapshots.retain(|_, entry| entry.job != job);
+            self.jobs.remove(&job);
+        }
+    }
+
+    fn start_attempt(&mut self, start: StartAttempt) -> Reply {
+        let StartAttempt { job, attempt, placements, splits } = start;
+        let record = self.jobs.get_mut(&job).ok_or_else(|| no_job(job.as_str()))?;
+        if attempt <= record.attempt {
+            return Err(Error::fenced(format!("attempt {attempt} of job {job} is not newer than {}", record.attempt)));
+        }
+        record.state = record.state.next(JobChange::Deploy).ok_or_else(|| cannot(record, JobChange::Deploy))?;
+        record.attempt = attempt;
+        record.placements = placements;
+        record.splits = splits;
+        Ok(Applied { job: Some(job), ..Applied::default() })
+    }
+
+    fn change_job(&mut self, now: Millis, job: &JobId, change: JobChange, failure: Option<Error>) -> Reply {
+        let record = self.jobs.get_mut(job).ok_or_else(|| no_job(job.as_str()))?;
+        let state = record.state.next(change).ok_or_else(|| cannot(record, change))?;
+        record.state = state;
+        if failure.is_some() {
+            record.failure = failure;
+        }
+        match change {
+            JobChange::Run => {
+                record.started_at.get_or_insert(now);
+            }
+            JobChange::Restart => record.restarts += 1,
+            _ => {}
+        }
+        let mut applied = Applied { job: Some(job.clone()), ..Applied::default() };
+        if state.is_terminal() {
+            record.ended_at = Some(now);
+            // A failed job's checkpoints are kept: somebody may want to go on from them.
+            if state != JobState::Failed {
+                applied.retired = self.retire(job, 0);
+            }
+        }
+        Ok(applied)
+    }
+}
+
+fn no_job(text: &str) -> Error {
+    Error::not_found(format!("job {text:?} does not exist")).with_hint("`weir list -a` shows all jobs.")
+}
+
+fn cannot(job: &JobRecord, change: JobChange) -> Error {
+    let verb = match change {
+        JobChange::Deploy => "be deployed",
+        JobChange::Run => "run",
+        JobChange::Restart => "restart",
+        JobChange::Stop => "be stopped",
+        JobChange::Cancel => "be cancelled",
+        JobChange::Finish | JobChange::EndStopped | JobChange::EndCancelled => "end",
+        JobChange::Fail => "fail",
+    };
+    Error::new(Code::FailedPrecondition, format!("job {} is {} and cannot {verb}", job.id, job.state))
+}

@@ -1,1 +1,290 @@
-//! x
+//! Which subtask runs where, and what becomes of a job whose subtasks break.
+//!
+//! [`Scheduler`] takes events and returns actions. Invariants: a slot runs the subtasks of one attempt; an attempt is
+//! deployed only after everything of the one before has ended, was lost, or has been given up; a job that has ended, or
+//! whose stop is complete, is never deployed again.
+
+mod execution;
+mod slots;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weir_types::control::SubtaskStatus;
+use weir_types::deployment::{Placement, SplitAssignment};
+use weir_types::graph::JobGraph;
+use weir_types::ids::{Attempt, ChainId, JobId, OperatorUid, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
+use weir_types::job::{JobChange, JobState};
+use weir_types::snapshot::SplitPosition;
+use weir_types::time::Millis;
+use weir_types::{Code, Error};
+
+use execution::Execution;
+pub use slots::{Slots, SlotsOf};
+
+/// How patient the scheduler is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// After which time cancelled subtasks that say nothing are given up.
+    pub cancel_timeout_ms: u64,
+    /// How long a recovered job waits for the TaskManagers that it ran on.
+    pub recovery_wait_ms: u64,
+}
+
+/// What the scheduler must know of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobPlan {
+    /// The job.
+    pub job: JobId,
+    /// Its chains and how many subtasks each has.
+    pub chains: Vec<(ChainId, Parallelism)>,
+    /// Those that are headed by a source.
+    pub sources: BTreeSet<ChainId>,
+    /// How often it may be restarted; none: without limit.
+    pub restart_attempts_max: Option<u32>,
+    /// How long it waits before a restart.
+    pub restart_delay_ms: u64,
+    /// Where it stood when an earlier JobManager ended; none: it is new.
+    pub recovered: Option<Recovered>,
+}
+
+/// A job as an earlier JobManager left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its state.
+    pub state: JobState,
+    /// Its newest attempt.
+    pub attempt: Attempt,
+    /// Where that ran.
+    pub task_managers: BTreeSet<TaskManagerId>,
+    /// Whether a stop's savepoint is complete.
+    pub stopped: bool,
+}
+
+impl JobPlan {
+    /// The plan of a job graph.
+    pub fn new(job: JobId, graph: &JobGraph, recovered: Option<Recovered>) -> Self {
+        let chains = graph.chains();
+        Self {
+            job,
+            chains: chains.iter().map(|chain| (chain.id, chain.parallelism)).collect(),
+            sources: chains
+                .iter()
+                .filter(|chain| chain.operators.first().is_some_and(|head| graph.inputs(*head).next().is_none()))
+                .map(|chain| chain.id)
+                .collect(),
+            restart_attempts_max: graph.options.restart_attempts_max,
+            restart_delay_ms: graph.options.restart_delay_ms,
+            recovered,
+        }
+    }
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A TaskManager is there, and may run something already.
+    TaskManagerJoined(SlotsOf, Vec<SubtaskId>),
+    /// A TaskManager is gone.
+    TaskManagerLost(TaskManagerId, Error),
+    /// A job was accepted, or recovered.
+    Submitted(JobPlan),
+    /// The attempt was committed and is being deployed.
+    Deployed(JobId, Attempt),
+    /// A subtask has changed its state.
+    Status(SubtaskStatus),
+    /// An attempt cannot go on, for a reason outside of its subtasks.
+    Broken(JobId, Attempt, Error),
+    /// The user wants the job gone.
+    Cancel(JobId),
+    /// A stop with savepoint begins.
+    Stop(JobId),
+    /// The stop was given up; the job runs on.
+    StopAbandoned(JobId),
+    /// The stop's savepoint is complete: whatever happens, the job never restarts.
+    StopCompleted(JobId),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Commit and deploy an attempt; failure to do so is reported as [`Event::Broken`].
+    StartAttempt(JobId, Attempt, Vec<Placement>),
+    /// Tell TaskManagers to stop an attempt and any lower one.
+    CancelAttempt(JobId, Attempt, Vec<TaskManagerId>),
+    /// Every source subtask is drained: let the attempt end.
+    FinishAttempt(JobId, Attempt),
+    /// Commit a change of the job's state.
+    ChangeJob(JobId, JobChange, Option<Error>),
+    /// All subtasks of the attempt run.
+    AttemptRunning(JobId, Attempt),
+    /// The attempt is over.
+    AttemptEnded(JobId, Attempt, Error),
+}
+
+/// Decides about all jobs and slots.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: Config,
+    slots: Slots,
+    jobs: BTreeMap<JobId, Execution>,
+    /// In which order jobs that wait are served.
+    next_order: u64,
+}
+
+impl Scheduler {
+    /// Nobody is there yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, slots: Slots::default(), jobs: BTreeMap::new(), next_order: 0 }
+    }
+
+    /// Takes an event and says what is to be done, in this order.
+    pub fn on_event(&mut self, now: Millis, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::TaskManagerJoined(slots, running) => self.joined(now, slots, running, &mut out),
+            Event::TaskManagerLost(id, error) => {
+                self.slots.remove(&id);
+                for execution in self.jobs.values_mut() {
+                    execution.task_manager_lost(now, self.config, &id, &error, &mut out);
+                }
+            }
+            Event::Submitted(plan) => {
+                let order = self.next_order;
+                self.next_order += 1;
+                let job = plan.job.clone();
+                let execution = Execution::new(now, self.config, order, plan, &mut out);
+                self.jobs.insert(job, execution);
+            }
+            Event::Deployed(job, attempt) => {
+                if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
+                    execution.deployed();
+                }
+            }
+            Event::Status(status) => {
+                if let Some(execution) = self.jobs.get_mut(&status.subtask.job) {
+                    execution.status(now, self.config, status, &mut out);
+                }
+            }
+            Event::Broken(job, attempt, error) => {
+                if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
+                    execution.broken(now, self.config, error, &mut out);
+                }
+            }
+            Event::Cancel(job) => self.with(&job, |execution, config| execution.cancel(now, config, &mut out)),
+            Event::Stop(job) => self.with(&job, |execution, _| execution.change(JobChange::Stop, None, &mut out)),
+            Event::StopAbandoned(job) => self.with(&job, |execution, _| execution.stop_abandoned(&mut out)),
+            Event::StopCompleted(job) => {
+                self.with(&job, |execution, config| execution.stop_completed(now, config, &mut out))
+            }
+            Event::Tick => {
+                for execution in self.jobs.values_mut() {
+                    execution.tick(now, &mut out);
+                }
+            }
+        }
+        self.jobs.retain(|_, execution| !execution.is_over());
+        self.deploy(now, &mut out);
+        out
+    }
+
+    /// When [`Event::Tick`] may next change anything.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.jobs.values().filter_map(Execution::next_deadline).min()
+    }
+
+    /// The state of a job that has not ended.
+    pub fn state(&self, job: &JobId) -> Option<JobState> {
+        self.jobs.get(job).map(Execution::state)
+    }
+
+    /// The newest attempt of a job that has not ended.
+    pub fn attempt(&self, job: &JobId) -> Option<Attempt> {
+        self.jobs.get(job).map(Execution::attempt)
+    }
+
+    /// The TaskManagers that a job's attempt runs on.
+    pub fn task_managers_of(&self, job: &JobId) -> BTreeSet<TaskManagerId> {
+        self.jobs.get(job).map(Execution::task_managers).unwrap_or_default()
+    }
+
+    /// The state of one subtask of the newest attempt, in words.
+    pub fn subtask_state(&self, subtask: &SubtaskId) -> Option<&'static str> {
+        self.jobs.get(&subtask.job)?.subtask_state(subtask)
+    }
+
+    /// Why a job does not run, in words; empty if it does.
+    pub fn waiting_for(&self, now: Millis, job: &JobId) -> Vec<String> {
+        let Some(execution) = self.jobs.get(job) else { return Vec::new() };
+        let free = self.slots.free(&self.occupied()).values().map(Vec::len).sum();
+        execution.waiting_for(now, free, self.slots.total())
+    }
+
+    /// Slots of one TaskManager that run nothing.
+    pub fn slots_free(&self, task_manager: &TaskManagerId) -> u32 {
+        self.slots.free(&self.occupied()).get(task_manager).map_or(0, |slots| slots.len() as u32)
+    }
+
+    fn with(&mut self, job: &JobId, act: impl FnOnce(&mut Execution, Config)) {
+        if let Some(execution) = self.jobs.get_mut(job) {
+            act(execution, self.config);
+        }
+    }
+
+    fn joined(&mut self, now: Millis, slots: SlotsOf, running: Vec<SubtaskId>, out: &mut Vec<Action>) {
+        let task_manager = slots.id.clone();
+        self.slots.insert(slots);
+        let mut attempts: BTreeMap<JobId, Attempt> = BTreeMap::new();
+        for subtask in running {
+            let attempt = attempts.entry(subtask.job.clone()).or_insert(subtask.attempt);
+            *attempt = subtask.attempt.max(*attempt);
+            if let Some(execution) = self.jobs.get_mut(&subtask.job) {
+                execution.left_over(now, self.config, subtask, &task_manager);
+            }
+        }
+        // What ran without this JobManager is over: its jobs restart from their newest snapshots.
+        for (job, attempt) in attempts {
+            out.push(Action::CancelAttempt(job, attempt, vec![task_manager.clone()]));
+        }
+        for execution in self.jobs.values_mut() {
+            execution.task_manager_joined(&task_manager);
+        }
+    }
+
+    fn occupied(&self) -> BTreeSet<(TaskManagerId, u32)> {
+        self.jobs.values().flat_map(Execution::slots).collect()
+    }
+
+    fn deploy(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let mut waiting: Vec<_> =
+            self.jobs.values().filter(|job| job.ready(now)).map(|job| (job.order(), job.id())).collect();
+        waiting.sort_unstable();
+        for (_, job) in waiting {
+            let occupied = self.occupied();
+            let Some(execution) = self.jobs.get_mut(&job) else { continue };
+            if let Some(placements) = self.slots.place(&occupied, execution.chains()) {
+                execution.deploy(placements, out);
+            }
+        }
+    }
+}
+
+/// Deals the splits of a source out to its subtasks, evenly: split i goes to subtask `i % parallelism`.
+pub fn assign_splits(
+    uid: &OperatorUid,
+    parallelism: Parallelism,
+    splits: impl IntoIterator<Item = SplitPosition>,
+) -> Vec<SplitAssignment> {
+    let owner = |index: usize| SubtaskIndex((index % parallelism.get() as usize) as u32);
+    let assign = |(index, position)| SplitAssignment { uid: uid.clone(), index: owner(index), position };
+    splits.into_iter().enumerate().map(assign).collect()
+}
+
+/// Whether the same attempt would fail the same way again, so that a restart only repeats it.
+fn is_fatal(error: &Error) -> bool {
+    matches!(
+        error.code,
+        Code::InvalidArgument | Code::InvalidSql | Code::Unsupported | Code::MalformedRecord | Code::OffsetTruncated
+    )
+}

@@ -1,0 +1,156 @@
+//! What may be proposed to the replicated state, and what comes back.
+
+use weir_types::deployment::{Placement, SplitAssignment};
+use weir_types::graph::JobGraph;
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
+use weir_types::job::JobChange;
+use weir_types::snapshot::SnapshotKind;
+use weir_types::time::Millis;
+use weir_types::{Error, Result};
+
+use super::{Limits, RestoreRecord, SourceRecord};
+use crate::checkpoint::{Contents, Trigger};
+
+/// One change of the replicated state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Names the cluster, once, and sets the limits of the leader's configuration.
+    Found {
+        /// The id, if it has none yet.
+        cluster: ClusterId,
+        /// The limits from now on.
+        limits: Limits,
+    },
+    /// Accepts a job.
+    CreateJob(Box<NewJob>),
+    /// Decides where an attempt runs, before it is deployed.
+    StartAttempt(StartAttempt),
+    /// Changes a job's state.
+    ChangeJob {
+        /// The job.
+        job: JobId,
+        /// What happened to it.
+        change: JobChange,
+        /// Why, if something broke.
+        failure: Option<Error>,
+    },
+    /// Admits a snapshot, or enters its refusal into the catalogue.
+    Reserve(Box<Reserve>),
+    /// The only commit point of a snapshot.
+    Complete(Box<Completion>),
+    /// Ends a reservation without a snapshot.
+    Abort {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The reservation's.
+        nonce: Nonce,
+        /// Why.
+        failure: Error,
+    },
+    /// Makes a savepoint unreferencable for ever.
+    MarkDeleted {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The client's name for the request.
+        request: Option<RequestId>,
+    },
+    /// All of its files are gone, and so is the entry.
+    Deleted {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+}
+
+/// A planned job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    /// The client's name for the request.
+    pub request: Option<RequestId>,
+    /// Its id.
+    pub id: JobId,
+    /// For people.
+    pub name: String,
+    /// The script.
+    pub sql: String,
+    /// Who submits it.
+    pub owner: String,
+    /// Where its quotas apply.
+    pub namespace: String,
+    /// What it does.
+    pub graph: JobGraph,
+    /// The plan as `EXPLAIN` shows it.
+    pub plan: String,
+    /// Its sources with their splits.
+    pub sources: Vec<SourceRecord>,
+    /// Whose state it starts with.
+    pub restore: Option<RestoreRecord>,
+}
+
+/// Where an attempt runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartAttempt {
+    /// The job.
+    pub job: JobId,
+    /// Newer than any before.
+    pub attempt: Attempt,
+    /// Who runs what.
+    pub placements: Vec<Placement>,
+    /// Who reads what.
+    pub splits: Vec<SplitAssignment>,
+}
+
+/// Asks for a snapshot's admission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// The client's name for the request; none: periodic.
+    pub request: Option<RequestId>,
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// The job.
+    pub job: JobId,
+    /// Checkpoint or savepoint.
+    pub kind: SnapshotKind,
+    /// Why it is taken.
+    pub trigger: Trigger,
+    /// Its place in the job's order.
+    pub barrier: BarrierId,
+    /// The attempt it is taken of.
+    pub attempt: Attempt,
+    /// Drawn by the leader.
+    pub nonce: Nonce,
+    /// Where its files go.
+    pub directory: String,
+    /// When it is aborted.
+    pub deadline: Millis,
+    /// Whose it is; empty: the job's owner's.
+    pub owner: String,
+    /// Name for people.
+    pub name: Option<String>,
+    /// How many subtasks have to acknowledge.
+    pub subtasks: u32,
+}
+
+/// A snapshot whose manifest is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The reservation's.
+    pub nonce: Nonce,
+    /// What it holds; the operators' files are listed in the manifest only.
+    pub contents: Contents,
+}
+
+/// What an applied command brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The job that was created or changed.
+    pub job: Option<JobId>,
+    /// The snapshot that was reserved or marked.
+    pub snapshot: Option<SnapshotId>,
+    /// Snapshots that are marked for deletion because of it.
+    pub retired: Vec<SnapshotId>,
+}
+
+/// The answer to a command.
+pub type Reply = Result<Applied>;

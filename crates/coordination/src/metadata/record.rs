@@ -1,0 +1,158 @@
+//! The records of the replicated state.
+
+use weir_types::Error;
+use weir_types::deployment::{Placement, SplitAssignment};
+use weir_types::graph::JobGraph;
+use weir_types::ids::{Attempt, BarrierId, ChainId, GroupName, JobId, Nonce, OperatorUid, Parallelism, SnapshotId};
+use weir_types::job::JobState;
+use weir_types::snapshot::{SnapshotKind, SnapshotState, SourcePositions, SplitPosition};
+use weir_types::stream::StreamName;
+use weir_types::time::Millis;
+
+use crate::checkpoint::{SubtaskShare, Trigger};
+
+/// A job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRecord {
+    /// For its whole life.
+    pub id: JobId,
+    /// For people.
+    pub name: String,
+    /// The script, for a later engine version to plan anew.
+    pub sql: String,
+    /// Who submitted it.
+    pub owner: String,
+    /// Where its quotas apply.
+    pub namespace: String,
+    /// What it does; recovery runs this and never plans again.
+    pub graph: JobGraph,
+    /// The plan as `EXPLAIN` shows it.
+    pub plan: String,
+    /// Its sources.
+    pub sources: Vec<SourceRecord>,
+    /// How it is.
+    pub state: JobState,
+    /// The newest attempt; 0 before the first.
+    pub attempt: Attempt,
+    /// How often it was restarted.
+    pub restarts: u32,
+    /// When it was accepted.
+    pub submitted_at: Millis,
+    /// When all of its subtasks ran for the first time.
+    pub started_at: Option<Millis>,
+    /// When it ended.
+    pub ended_at: Option<Millis>,
+    /// The newest failure, also while it restarts.
+    pub failure: Option<Error>,
+    /// Whose state it started with.
+    pub restore: Option<RestoreRecord>,
+    /// Where the newest attempt runs.
+    pub placements: Vec<Placement>,
+    /// Who reads what in the newest attempt, and from where.
+    pub splits: Vec<SplitAssignment>,
+    /// Number of its newest snapshot, whatever became of it.
+    pub last_barrier: BarrierId,
+    /// The completed savepoint of a stop: the job never restarts.
+    pub stopped_by: Option<SnapshotId>,
+}
+
+/// A source of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRecord {
+    /// The operator.
+    pub uid: OperatorUid,
+    /// The table's name in the script.
+    pub table: String,
+    /// The chain that it heads.
+    pub chain: ChainId,
+    /// How many subtasks read it.
+    pub parallelism: Parallelism,
+    /// The reader group of a stream-store source.
+    pub group: Option<ReaderGroup>,
+    /// All splits, at the positions where the job begins.
+    pub splits: Vec<SplitPosition>,
+}
+
+/// A managed reader group that belongs to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReaderGroup {
+    /// Its name in the store.
+    pub name: GroupName,
+    /// The stream that it reads.
+    pub stream: StreamName,
+}
+
+/// The snapshot that a job was started from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreRecord {
+    /// Where its files are.
+    pub directory: String,
+    /// The catalogue's entry, unless the directory came from elsewhere.
+    pub snapshot: Option<SnapshotId>,
+    /// State that maps to nothing is dropped instead of refused.
+    pub allow_non_restored_state: bool,
+}
+
+/// The catalogue's entry of a snapshot, or of an attempt at one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotEntry {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Checkpoint or savepoint.
+    pub kind: SnapshotKind,
+    /// The job.
+    pub job: JobId,
+    /// The job's name at the time.
+    pub job_name: String,
+    /// Whose it is.
+    pub owner: String,
+    /// Where its quotas apply.
+    pub namespace: String,
+    /// Name for people.
+    pub name: Option<String>,
+    /// How far it is.
+    pub state: SnapshotState,
+    /// Why it was taken.
+    pub trigger: Trigger,
+    /// Its place in the job's order.
+    pub barrier: BarrierId,
+    /// The attempt it was taken of.
+    pub attempt: Attempt,
+    /// Proves that a manifest was written under this very reservation.
+    pub nonce: Nonce,
+    /// Where its files are.
+    pub directory: String,
+    /// When it was triggered.
+    pub triggered_at: Millis,
+    /// When it is aborted if it has not completed.
+    pub deadline: Millis,
+    /// When it completed or failed.
+    pub ended_at: Option<Millis>,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Rows of all files.
+    pub rows: u64,
+    /// The job's parallelism.
+    pub parallelism: Parallelism,
+    /// Why it failed.
+    pub failure: Option<Error>,
+    /// The snapshot or directory that the job itself was restored from.
+    pub restored_from: Option<String>,
+    /// Per subtask, how long it took.
+    pub shares: Vec<SubtaskShare>,
+    /// The positions of all sources.
+    pub sources: Vec<SourcePositions>,
+    /// How many subtasks had to acknowledge.
+    pub subtasks: u32,
+    /// Failed attempts in a row that this entry stands for.
+    pub failures: u32,
+    /// When the first of them was triggered.
+    pub first_failed_at: Option<Millis>,
+}
+
+impl SnapshotEntry {
+    /// Whether it holds no files and awaits nothing.
+    pub(super) fn is_over(&self) -> bool {
+        self.state == SnapshotState::Failed
+    }
+}

@@ -1,0 +1,171 @@
+//! Replays `testdata/scheduler/*.txt`: events in, printed actions out; see `checkpoint_scenarios.rs` for the format.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+
+use weir_coordination::scheduler::{Action, Config, Event, JobPlan, Recovered, Scheduler, SlotsOf};
+use weir_types::control::SubtaskStatus;
+use weir_types::deployment::SubtaskState;
+use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
+use weir_types::job::JobState;
+use weir_types::time::Millis;
+use weir_types::{Code, Error};
+
+fn id(name: &str) -> JobId {
+    JobId::new(name).unwrap()
+}
+
+fn manager(name: &str) -> TaskManagerId {
+    TaskManagerId::new(name).unwrap()
+}
+
+fn error(code: &str) -> Error {
+    Error::new(Code::parse(code).unwrap(), "scripted")
+}
+
+fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// `job/chain/index#attempt`
+fn subtask(text: &str) -> SubtaskId {
+    let (path, attempt) = text.split_once('#').unwrap();
+    let parts: Vec<&str> = path.split('/').collect();
+    SubtaskId {
+        job: id(parts[0]),
+        chain: ChainId(parts[1].parse().unwrap()),
+        index: SubtaskIndex(parts[2].parse().unwrap()),
+        attempt: Attempt(attempt.parse().unwrap()),
+    }
+}
+
+fn recovered(words: &[&str]) -> Option<Recovered> {
+    let (state, attempt) = value(words, "recovered")?.split_once('#').unwrap();
+    let state = [JobState::Created, JobState::Starting, JobState::Running, JobState::Stopping, JobState::Cancelling]
+        .into_iter()
+        .find(|known| known.as_str() == state)
+        .unwrap();
+    let on = value(words, "on").unwrap_or_default();
+    Some(Recovered {
+        state,
+        attempt: Attempt(attempt.parse().unwrap()),
+        task_managers: on.split(',').filter(|name| !name.is_empty()).map(manager).collect(),
+        stopped: words.contains(&"stopped"),
+    })
+}
+
+/// A source chain 0 and an aggregating chain 1, both of parallelism `p`.
+fn plan(words: &[&str]) -> JobPlan {
+    let p = Parallelism::new(value(words, "p").map_or(1, |p| p.parse().unwrap())).unwrap();
+    JobPlan {
+        job: id(words[0]),
+        chains: vec![(ChainId(0), p), (ChainId(1), p)],
+        sources: BTreeSet::from([ChainId(0)]),
+        restart_attempts_max: value(words, "restarts").map(|max| max.parse().unwrap()),
+        restart_delay_ms: 100,
+        recovered: recovered(words),
+    }
+}
+
+fn events(name: &str, words: &[&str]) -> Vec<Event> {
+    match name {
+        "joined" => {
+            let slots = value(words, "slots").map_or(1, |slots| slots.parse().unwrap());
+            let running = value(words, "running").unwrap_or_default();
+            let running = running.split(',').filter(|text| !text.is_empty()).map(subtask).collect();
+            let slots = SlotsOf { id: manager(words[0]), slots, data_address: String::new() };
+            vec![Event::TaskManagerJoined(slots, running)]
+        }
+        "lost" => vec![Event::TaskManagerLost(manager(words[0]), error("UNAVAILABLE"))],
+        "submit" => vec![Event::Submitted(plan(words))],
+        "deployed" => vec![Event::Deployed(id(words[0]), Attempt(words[1].parse().unwrap()))],
+        "broken" => vec![Event::Broken(id(words[0]), Attempt(words[1].parse().unwrap()), error(words[2]))],
+        "cancel" => vec![Event::Cancel(id(words[0]))],
+        "stop" => vec![Event::Stop(id(words[0]))],
+        "stop-abandoned" => vec![Event::StopAbandoned(id(words[0]))],
+        "stop-completed" => vec![Event::StopCompleted(id(words[0]))],
+        "tick" => vec![Event::Tick],
+        "running" | "drained" | "finished" | "cancelled" | "failed" => {
+            let state = match name {
+                "running" => SubtaskState::Running,
+                "drained" => SubtaskState::Drained,
+                "finished" => SubtaskState::Finished,
+                "cancelled" => SubtaskState::Cancelled,
+                _ => SubtaskState::Failed(error(words[1])),
+            };
+            let subtasks = words[0].split(',').map(subtask);
+            subtasks.map(|subtask| Event::Status(SubtaskStatus { subtask, state: state.clone() })).collect()
+        }
+        other => panic!("unknown event {other}"),
+    }
+}
+
+fn show(action: &Action) -> String {
+    match action {
+        Action::StartAttempt(job, attempt, placements) => {
+            let at = |p: &weir_types::deployment::Placement| {
+                format!(" {}/{}@{}:{}", p.chain, p.index, p.task_manager, p.slot)
+            };
+            format!("start {job}#{attempt}:{}", placements.iter().map(at).collect::<String>())
+        }
+        Action::CancelAttempt(job, attempt, on) => {
+            let on: Vec<&str> = on.iter().map(TaskManagerId::as_str).collect();
+            format!("cancel {job}#{attempt} on {}", on.join(","))
+        }
+        Action::FinishAttempt(job, attempt) => format!("finish {job}#{attempt}"),
+        Action::ChangeJob(job, change, None) => format!("change {job} {change:?}"),
+        Action::ChangeJob(job, change, Some(error)) => format!("change {job} {change:?} {}", error.code),
+        Action::AttemptRunning(job, attempt) => format!("running {job}#{attempt}"),
+        Action::AttemptEnded(job, attempt, error) => format!("ended {job}#{attempt} {}", error.code),
+    }
+}
+
+fn replay(text: &str) -> String {
+    let mut out = String::new();
+    let mut scheduler = Scheduler::new(Config { cancel_timeout_ms: 1_000, recovery_wait_ms: 500 });
+    for line in text.lines() {
+        let Some(step) = line.strip_prefix("> ") else {
+            if line.is_empty() || line.starts_with('#') {
+                writeln!(out, "{line}").unwrap();
+            }
+            continue;
+        };
+        writeln!(out, "{line}").unwrap();
+        let words: Vec<&str> = step.split_whitespace().collect();
+        let now = Millis(words[0].parse().unwrap());
+        if words[1] == "waiting" {
+            writeln!(out, "{}", scheduler.waiting_for(now, &id(words[2])).join("; ")).unwrap();
+            continue;
+        }
+        for event in events(words[1], &words[2..]) {
+            for action in scheduler.on_event(now, event) {
+                writeln!(out, "{}", show(&action)).unwrap();
+            }
+        }
+        if words[1] == "tick" {
+            let at = scheduler.next_deadline().map_or_else(|| "never".to_owned(), |at| at.0.to_string());
+            writeln!(out, "next {at}").unwrap();
+        }
+    }
+    out
+}
+
+#[test]
+fn scenarios_of_the_scheduler_replay() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/scheduler");
+    let mut files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 8, "the scenarios are gone");
+    for file in files {
+        let expected = std::fs::read_to_string(&file).unwrap();
+        let actual = replay(&expected);
+        if std::env::var_os("UPDATE_SCENARIOS").is_some() {
+            std::fs::write(&file, actual).unwrap();
+        } else {
+            assert_eq!(actual, expected, "{}", file.display());
+        }
+    }
+}
