@@ -1,11 +1,14 @@
 //! Conversions between wire and domain types, one module per message family.
 
+pub mod client;
 pub mod control;
-pub mod deployment;
 pub mod data;
+pub mod deployment;
 pub mod error;
 pub mod graph;
 pub mod group;
+pub mod metadata;
+pub mod metadata_state;
 pub mod store;
 
 use weir_types::{Error, Result};
