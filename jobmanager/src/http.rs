@@ -1,0 +1,166 @@
+//! REST for programs that do not speak gRPC: the same answers as JSON.
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use weir_proto::pb::client::v1 as pb;
+use weir_service::http::HttpError;
+use weir_types::Error;
+
+use crate::event::{Answer, Event, Request};
+use crate::rpc::ask;
+
+type Events = mpsc::Sender<Event>;
+type Reply = Result<axum::Json<Value>, HttpError>;
+
+/// `/overview`, `/jobs`, `/jobs/{job}`, `/jobs/{job}/checkpoints`, `/snapshots`, `/snapshots/{snapshot}`.
+pub(crate) fn router(events: Events) -> Router {
+    Router::new()
+        .route("/overview", get(overview))
+        .route("/jobs", get(jobs))
+        .route("/jobs/{job}", get(job))
+        .route("/jobs/{job}/checkpoints", get(checkpoints))
+        .route("/snapshots", get(snapshots))
+        .route("/snapshots/{snapshot}", get(snapshot))
+        .with_state(events)
+}
+
+async fn request<T>(events: &Events, asked: impl FnOnce(Answer<T>) -> Request) -> Result<T, HttpError> {
+    ask(events, |answer| Event::Request(asked(answer))).await.map_err(HttpError)
+}
+
+async fn overview(State(events): State<Events>) -> Reply {
+    let status = request(&events, Request::Status).await?;
+    let jobs = request(&events, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?.jobs;
+    let mut states = serde_json::Map::new();
+    for job in &jobs {
+        let count = states.entry(job.state().as_str_name()).or_insert(json!(0));
+        *count = json!(count.as_u64().unwrap_or(0) + 1);
+    }
+    let slots: u32 = status.task_managers.iter().map(|task_manager| task_manager.slots).sum();
+    let free: u32 = status.task_managers.iter().map(|task_manager| task_manager.slots_free).sum();
+    Ok(axum::Json(json!({
+        "cluster": status.cluster_id,
+        "version": status.version,
+        "term": status.term,
+        "task_managers": status.task_managers.len(),
+        "slots": slots,
+        "slots_free": free,
+        "jobs": states,
+    })))
+}
+
+async fn jobs(State(events): State<Events>) -> Reply {
+    let reply = request(&events, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?;
+    Ok(axum::Json(json!({ "jobs": reply.jobs.iter().map(summary).collect::<Vec<_>>() })))
+}
+
+async fn job(State(events): State<Events>, Path(job): Path<String>) -> Reply {
+    let detail = request(&events, |to| Request::Job(job, to)).await?;
+    let mut value = detail.summary.as_ref().map(summary).unwrap_or_default();
+    let subtask = |subtask: &pb::Subtask| {
+        json!({
+            "index": subtask.index,
+            "task_manager": subtask.task_manager_id,
+            "state": subtask.state,
+            "rows_in": subtask.rows_in,
+            "rows_out": subtask.rows_out,
+            "late_rows": subtask.late_rows,
+            "watermark_ms": subtask.watermark_ms,
+            "state_bytes": subtask.state_bytes,
+        })
+    };
+    let chain = |chain: &pb::Chain| {
+        json!({
+            "id": chain.id,
+            "name": chain.name,
+            "parallelism": chain.parallelism,
+            "subtasks": chain.subtasks.iter().map(subtask).collect::<Vec<_>>(),
+        })
+    };
+    value["chains"] = detail.chains.iter().map(chain).collect();
+    value["rows_in"] = json!(detail.rows_in);
+    value["rows_out"] = json!(detail.rows_out);
+    value["late_rows"] = json!(detail.late_rows);
+    value["waiting_for"] = json!(detail.waiting_for);
+    value["plan"] = json!(detail.plan);
+    Ok(axum::Json(value))
+}
+
+async fn checkpoints(State(events): State<Events>, Path(job): Path<String>) -> Reply {
+    let wanted = pb::ListSnapshotsRequest { job: Some(job), savepoints: None };
+    list(&events, wanted).await
+}
+
+async fn snapshots(State(events): State<Events>) -> Reply {
+    list(&events, pb::ListSnapshotsRequest::default()).await
+}
+
+async fn list(events: &Events, wanted: pb::ListSnapshotsRequest) -> Reply {
+    let reply = request(events, |to| Request::Snapshots(wanted, to)).await?;
+    Ok(axum::Json(json!({ "snapshots": reply.snapshots.iter().map(snapshot_json).collect::<Vec<_>>() })))
+}
+
+async fn snapshot(State(events): State<Events>, Path(snapshot): Path<String>) -> Reply {
+    let snapshot = request(&events, |to| Request::Snapshot(snapshot, to)).await?;
+    Ok(axum::Json(snapshot_json(&snapshot)))
+}
+
+fn summary(job: &pb::JobSummary) -> Value {
+    json!({
+        "id": job.id,
+        "name": job.name,
+        "state": job.state().as_str_name(),
+        "parallelism": job.parallelism,
+        "attempt": job.attempt,
+        "submitted_at_ms": job.submitted_at_ms,
+        "started_at_ms": job.started_at_ms,
+        "ended_at_ms": job.ended_at_ms,
+        "owner": job.owner,
+        "namespace": job.namespace,
+        "failure": job.failure.clone().map(Error::from),
+        "restored_from": job.restored_from,
+    })
+}
+
+fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
+    let cut = |cut: &pb::SourceCut| json!({ "uid": cut.uid, "split": cut.split, "offset": cut.offset, "finished": cut.finished });
+    let timings = |timings: &pb::SubtaskTimings| {
+        json!({
+            "chain": timings.chain,
+            "index": timings.index,
+            "start_delay_us": timings.start_delay_us,
+            "alignment_us": timings.alignment_us,
+            "sync_us": timings.sync_us,
+            "async_us": timings.async_us,
+            "bytes": timings.bytes,
+        })
+    };
+    json!({
+        "id": snapshot.id,
+        "kind": if snapshot.savepoint { "savepoint" } else { "checkpoint" },
+        "name": snapshot.name,
+        "job": snapshot.job,
+        "job_name": snapshot.job_name,
+        "owner": snapshot.owner,
+        "namespace": snapshot.namespace,
+        "state": snapshot.state,
+        "trigger": snapshot.trigger,
+        "barrier": snapshot.barrier,
+        "triggered_at_ms": snapshot.triggered_at_ms,
+        "ended_at_ms": snapshot.ended_at_ms,
+        "directory": snapshot.directory,
+        "bytes": snapshot.bytes,
+        "rows": snapshot.rows,
+        "parallelism": snapshot.parallelism,
+        "failure": snapshot.failure.clone().map(Error::from),
+        "failures": snapshot.failures,
+        "restored_from": snapshot.restored_from,
+        "subtasks_acknowledged": snapshot.subtasks_acknowledged,
+        "subtasks_total": snapshot.subtasks_total,
+        "sources": snapshot.sources.iter().map(cut).collect::<Vec<_>>(),
+        "timings": snapshot.timings.iter().map(timings).collect::<Vec<_>>(),
+    })
+}

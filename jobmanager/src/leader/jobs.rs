@@ -1,0 +1,292 @@
+//! Clients' requests: submitting, cancelling, stopping, snapshots on demand, deletion.
+
+use tokio::sync::watch;
+use weir_coordination::checkpoint::{self, Config, Coordinator, Trigger};
+use weir_coordination::metadata::{Command, NewJob, Reply};
+use weir_coordination::scheduler::{self, JobPlan, Recovered};
+use weir_proto::pb::client::v1 as pb;
+use weir_types::ids::{JobId, RequestId};
+use weir_types::job::JobState;
+use weir_types::snapshot::{SnapshotKind, SnapshotState, StopMode};
+use weir_types::{Code, Error, Result};
+
+use super::{Leader, LiveJob, Then, answer};
+use crate::event::{Answer, Event, Request};
+use crate::planning;
+use crate::sources;
+
+/// Scripts that may be planned at the same time; planning needs memory.
+const PLANNING_MAX: usize = 16;
+
+impl Leader {
+    pub(super) fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Status(to) => answer(to, Ok(self.status_view())),
+            Request::Submit(request, to) => self.submit(*request, to),
+            Request::Jobs(request, to) => answer(to, Ok(self.jobs_view(&request))),
+            Request::Job(job, to) => answer(to, self.find_job(&job).and_then(|job| self.job_view(&job))),
+            Request::Watch(job, to) => answer(to, self.watch(&job)),
+            Request::Cancel(job, to) => answer(to, self.cancel(&job)),
+            Request::Trigger(request, to) => self.trigger(request, to),
+            Request::Stop(request, to) => self.stop(request, to),
+            Request::Snapshots(request, to) => answer(to, self.snapshots_view(&request)),
+            Request::Snapshot(snapshot, to) => {
+                let id = self.state(|state| state.find_snapshot(&snapshot).map(|entry| entry.id.clone()));
+                answer(to, id.and_then(|id| self.snapshot_view(&id)));
+            }
+            Request::Delete(request, to) => self.delete(request, to),
+        }
+    }
+
+    pub(super) fn find_job(&self, text: &str) -> Result<JobId> {
+        self.state(|state| state.find_job(text).map(|job| job.id.clone()))
+    }
+
+    fn submit(&mut self, request: pb::SubmitRequest, to: Answer<pb::SubmitReply>) {
+        let id = match request_id(&request.request_id) {
+            Ok(id) => id,
+            Err(error) => return answer(to, Err(error)),
+        };
+        if let Some(reply) = self.answered(&id) {
+            return answer(to, reply.and_then(|applied| self.submitted_view(applied.job.as_ref())));
+        }
+        if let Some(waiting) = self.planning.get_mut(&id) {
+            return waiting.push(to);
+        }
+        if self.planning.len() >= PLANNING_MAX {
+            let error =
+                Error::new(Code::ResourceExhausted, format!("{PLANNING_MAX} scripts are being planned already"));
+            return answer(to, Err(error.with_hint("Try again in a moment.")));
+        }
+        let restore = match &request.restore_from {
+            None => Ok(None),
+            Some(from) => self.restore_from(from, request.allow_non_restored_state).map(Some),
+        };
+        let restore = match restore {
+            Ok(restore) => restore,
+            Err(error) => return answer(to, Err(error)),
+        };
+        self.planning.insert(id.clone(), Vec::new());
+        let (planner, store) = (self.planner.clone(), self.store.clone());
+        self.work(async move {
+            let planned = planning::new_job(&planner, &store, id.clone(), request, restore).await;
+            Event::Planned { request: id, answer: to, planned: planned.map(Box::new) }
+        });
+    }
+
+    fn answered(&self, request: &RequestId) -> Option<Reply> {
+        self.state(|state| state.requests.get(request).map(|answered| answered.reply.clone()))
+    }
+
+    pub(super) fn on_planned(&mut self, request: RequestId, to: Answer<pb::SubmitReply>, planned: Result<Box<NewJob>>) {
+        match planned {
+            Ok(job) => {
+                let id = job.id.clone();
+                self.planning.entry(request).or_default();
+                self.commit(Command::CreateJob(job), Then::Submitted(id, to));
+            }
+            Err(error) => {
+                tracing::info!(code = %error.code, %error, "refused a script");
+                for waiting in self.planning.remove(&request).unwrap_or_default() {
+                    answer(waiting, Err(error.clone()));
+                }
+                answer(to, Err(error));
+            }
+        }
+    }
+
+    pub(super) fn on_submitted(&mut self, job: &JobId, reply: Reply, to: Answer<pb::SubmitReply>) {
+        let result = reply.and_then(|applied| self.submitted_view(applied.job.as_ref()));
+        let known: Vec<RequestId> = self.state(|state| {
+            self.planning.keys().filter(|request| state.requests.contains_key(*request)).cloned().collect()
+        });
+        for waiting in known.iter().filter_map(|request| self.planning.remove(request)).flatten() {
+            answer(waiting, result.clone());
+        }
+        match &result {
+            Ok(reply) => tracing::info!(%job, name = reply.name, "job accepted"),
+            Err(error) => tracing::warn!(%job, code = %error.code, %error, "job refused"),
+        }
+        answer(to, result);
+        self.enter_job(job, None);
+    }
+
+    /// Takes a job that the metadata knows into the live state.
+    pub(super) fn enter_job(&mut self, job: &JobId, recovered: Option<Recovered>) {
+        if self.jobs.contains_key(job) {
+            return;
+        }
+        let found = self.state(|state| {
+            let record = state.jobs.get(job)?;
+            Some((
+                record.last_barrier,
+                record.graph.options.clone(),
+                JobPlan::new(job.clone(), &record.graph, recovered),
+            ))
+        });
+        let Some((last_barrier, options, plan)) = found else { return };
+        let config = Config::new(&options, self.checkpoint_root.clone(), self.savepoint_root.clone());
+        let live = LiveJob {
+            coordinator: Coordinator::new(job.clone(), config, last_barrier),
+            progress: Default::default(),
+            changed: watch::channel(0).0,
+            pending_start: None,
+            pending_finish: None,
+        };
+        self.jobs.insert(job.clone(), live);
+        self.schedule(scheduler::Event::Submitted(plan));
+    }
+
+    /// Lets go of what an ended job held in the store, and of its live state.
+    pub(super) fn release_ended(&mut self, job: &JobId) {
+        let record = self.state(|state| state.jobs.get(job).filter(|job| job.state.is_terminal()).cloned());
+        if let Some(record) = record {
+            tracing::info!(%job, state = %record.state, "job ended");
+            let store = self.store.clone();
+            tokio::spawn(async move { sources::delete_groups(&store, &record).await });
+            self.drop_if_ended(job);
+        }
+    }
+
+    /// Forgets the live state of an ended job once no snapshot is in flight.
+    pub(super) fn drop_if_ended(&mut self, job: &JobId) {
+        let ended = self.state(|state| state.jobs.get(job).is_none_or(|job| job.state.is_terminal()));
+        if ended && self.jobs.get(job).is_some_and(|live| live.coordinator.in_flight().is_none()) {
+            self.touch(job);
+            self.jobs.remove(job);
+        }
+    }
+
+    fn watch(&self, job: &str) -> Result<(JobId, watch::Receiver<u64>)> {
+        let job = self.find_job(job)?;
+        // A job that has ended changes no more: its receiver says so at once.
+        let changed = self.jobs.get(&job).map_or_else(|| watch::channel(0).1, |live| live.changed.subscribe());
+        Ok((job, changed))
+    }
+
+    fn cancel(&mut self, job: &str) -> Result<pb::JobDetail> {
+        let job = self.find_job(job)?;
+        let state = self.job_state(&job);
+        if state.is_some_and(JobState::is_terminal) && state != Some(JobState::Cancelled) {
+            let state = state.map(JobState::as_str).unwrap_or_default();
+            return Err(Error::new(Code::FailedPrecondition, format!("job {job} is {state} already")));
+        }
+        self.schedule(scheduler::Event::Cancel(job.clone()));
+        self.job_view(&job)
+    }
+
+    fn trigger(&mut self, request: pb::TriggerSnapshotRequest, to: Answer<pb::Snapshot>) {
+        let kind = if request.savepoint { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint };
+        let pb::TriggerSnapshotRequest { request_id, job, directory, timeout_ms, owner, name, .. } = request;
+        let parts = Wanted { request_id, job, directory, timeout_ms, owner, name };
+        self.want_snapshot(parts, kind, Trigger::User, to);
+    }
+
+    fn stop(&mut self, request: pb::StopJobRequest, to: Answer<pb::Snapshot>) {
+        let pb::StopJobRequest { request_id, job, drain, directory, timeout_ms, owner } = request;
+        let mode = if drain { StopMode::Drain } else { StopMode::Suspend };
+        let parts = Wanted { request_id, job, directory, timeout_ms, owner, name: None };
+        self.want_snapshot(parts, SnapshotKind::Savepoint, Trigger::Stop(mode), to);
+    }
+
+    fn want_snapshot(&mut self, wanted: Wanted, kind: SnapshotKind, trigger: Trigger, to: Answer<pb::Snapshot>) {
+        let request = match self.snapshot_request(wanted, kind, trigger) {
+            Ok(request) => request,
+            Err(error) => return answer(to, Err(error)),
+        };
+        let (job, request) = request;
+        let id = request.id.clone();
+        if let Some(waiting) = self.waiters.get_mut(&id) {
+            return waiting.push(to);
+        }
+        // A retry of what was admitted before finds it again, whatever has become of it.
+        match self.answered(&id) {
+            Some(Err(error)) => return answer(to, Err(error)),
+            Some(Ok(applied)) => {
+                let Some(snapshot) = applied.snapshot else {
+                    return answer(to, Err(Error::invalid(format!("request id {id} was used for something else"))));
+                };
+                let view = self.snapshot_view(&snapshot);
+                let under_way = view.as_ref().is_ok_and(|view| view.state == SnapshotState::InProgress.to_string());
+                if under_way {
+                    self.waiters.entry(id).or_default().push(to);
+                } else {
+                    answer(to, view.and_then(finished));
+                }
+                return;
+            }
+            None => {}
+        }
+        if matches!(trigger, Trigger::Stop(_)) {
+            if self.job_state(&job) != Some(JobState::Running) {
+                let state = self.job_state(&job).map(JobState::as_str).unwrap_or_default();
+                let error = Error::new(Code::FailedPrecondition, format!("job {job} is {state}, not RUNNING"))
+                    .with_hint("`weir cancel` ends a job that does not run, without a savepoint.");
+                return answer(to, Err(error));
+            }
+            self.schedule(scheduler::Event::Stop(job.clone()));
+        }
+        self.waiters.entry(id.clone()).or_default().push(to);
+        if self.jobs.contains_key(&job) {
+            self.coordinate(&job, checkpoint::Event::Requested(request));
+        } else {
+            let error = Error::new(Code::FailedPrecondition, format!("job {job} has ended"));
+            for waiter in self.waiters.remove(&id).unwrap_or_default() {
+                answer(waiter, Err(error.clone()));
+            }
+        }
+    }
+
+    fn snapshot_request(
+        &self,
+        wanted: Wanted,
+        kind: SnapshotKind,
+        trigger: Trigger,
+    ) -> Result<(JobId, checkpoint::Request)> {
+        let Wanted { request_id: id, job, directory, timeout_ms, owner, name } = wanted;
+        let directory = directory.filter(|directory| !directory.is_empty());
+        if let Some(directory) = &directory
+            && !directory.starts_with('/')
+            && !directory.contains("://")
+        {
+            return Err(Error::invalid(format!("savepoint directory {directory:?} is not absolute")));
+        }
+        let job = self.find_job(&job)?;
+        Ok((job, checkpoint::Request { id: request_id(&id)?, kind, trigger, directory, timeout_ms, owner, name }))
+    }
+
+    fn delete(&mut self, request: pb::SnapshotRequest, to: Answer<pb::DeleteSnapshotReply>) {
+        let found = request_id(&request.request_id).and_then(|id| {
+            self.state(|state| state.find_snapshot(&request.snapshot).map(|entry| (entry.id.clone(), id)))
+        });
+        match found {
+            Ok((snapshot, id)) => {
+                let command = Command::MarkDeleted { snapshot: snapshot.clone(), request: Some(id) };
+                self.commit(command, Then::Marked(snapshot, to));
+            }
+            Err(error) => answer(to, Err(error)),
+        }
+    }
+}
+
+/// What both kinds of snapshot requests have in common.
+struct Wanted {
+    request_id: String,
+    job: String,
+    directory: Option<String>,
+    timeout_ms: Option<u64>,
+    owner: String,
+    name: Option<String>,
+}
+
+/// A client's request id; one that sends none gets a fresh one, and cannot retry.
+fn request_id(text: &str) -> Result<RequestId> {
+    if text.is_empty() { RequestId::new(uuid::Uuid::new_v4().simple().to_string()) } else { RequestId::new(text) }
+}
+
+fn finished(view: pb::Snapshot) -> Result<pb::Snapshot> {
+    match view.failure.clone() {
+        Some(failure) => Err(failure.into()),
+        None => Ok(view),
+    }
+}

@@ -1,0 +1,257 @@
+//! The leader: one loop that owns all live state, takes events one by one, and carries out what the pure state machines
+//! decide.
+//!
+//! Invariants: the loop never waits for a peer, a disk or a planner: work runs in tasks that report back as events, and
+//! commits run one at a time, in the order in which they were asked for. Nothing that must survive is shown or acted on
+//! before its commit.
+
+mod attempts;
+mod jobs;
+mod recovery;
+mod sessions;
+mod snapshots;
+mod views;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use weir_coordination::checkpoint::{self, Coordinator, SubtaskKey};
+use weir_coordination::liveness::Liveness;
+use weir_coordination::metadata::{Command, Reply, State};
+use weir_coordination::scheduler::{self, Scheduler};
+use weir_proto::convert::metadata::{decode_reply, encode_command};
+use weir_proto::pb::client::v1 as pb;
+use weir_replication::Node;
+use weir_service::Shutdown;
+use weir_stream_store::client::StoreClient;
+use weir_types::control::SubtaskProgress;
+use weir_types::deployment::Placement;
+use weir_types::ids::{Attempt, ClusterId, JobId, RequestId, SnapshotId, TaskManagerId, Term};
+use weir_types::time::Millis;
+use weir_types::{Error, Result};
+
+use crate::config::Config;
+use crate::event::{Answer, Event, Prepared};
+use crate::metadata::{Machine, now};
+use crate::planning::Planner;
+use sessions::Session;
+
+/// What follows a commit.
+enum Then {
+    /// Nothing: the commit was the point.
+    Nothing,
+    /// The job is known: schedule it, and answer.
+    Submitted(JobId, Answer<pb::SubmitReply>),
+    /// The attempt is decided: deploy it.
+    Deploy(JobId, Attempt, Vec<Placement>, Box<Prepared>),
+    /// A step of a snapshot.
+    Reserved(JobId, SnapshotId),
+    Completed(JobId, SnapshotId),
+    Aborted(JobId, SnapshotId),
+    /// The snapshot can no longer be referred to: answer, and remove it.
+    Marked(SnapshotId, Answer<pb::DeleteSnapshotReply>),
+}
+
+/// What only the leader knows of a job that has not ended.
+struct LiveJob {
+    coordinator: Coordinator,
+    progress: BTreeMap<SubtaskKey, SubtaskProgress>,
+    changed: watch::Sender<u64>,
+    /// An attempt that waits for the snapshot in flight to end.
+    pending_start: Option<(Attempt, Vec<Placement>)>,
+    /// The attempt may end as soon as no snapshot is in flight.
+    pending_finish: Option<Attempt>,
+}
+
+type Commit = Pin<Box<dyn Future<Output = Result<bytes::Bytes, weir_replication::Error>> + Send>>;
+
+/// The live state of the cluster; see the module's documentation.
+pub(crate) struct Leader {
+    config: Config,
+    checkpoint_root: String,
+    savepoint_root: String,
+    cluster: ClusterId,
+    term: Term,
+    node: Node<Machine>,
+    store: StoreClient,
+    planner: Planner,
+    events: mpsc::Sender<Event>,
+    commits: VecDeque<(Command, Then)>,
+    committing: Option<(Commit, Then)>,
+    scheduler: Scheduler,
+    liveness: Liveness,
+    sessions: BTreeMap<TaskManagerId, Session>,
+    sessions_opened: u64,
+    heartbeat_at: Millis,
+    jobs: BTreeMap<JobId, LiveJob>,
+    /// Submissions that are being planned, and who waits for each snapshot that was asked for.
+    planning: BTreeMap<RequestId, Vec<Answer<pb::SubmitReply>>>,
+    waiters: BTreeMap<RequestId, Vec<Answer<pb::Snapshot>>>,
+    /// Snapshots whose removal failed, and when it is tried again.
+    removals: BTreeMap<SnapshotId, Millis>,
+}
+
+impl Leader {
+    /// Leads until `shutdown` is requested or the log fails.
+    ///
+    /// # Errors
+    /// If the log fails: somebody else has to lead, or nobody can.
+    pub(crate) async fn lead(mut self, mut inbox: mpsc::Receiver<Event>, shutdown: Shutdown) -> Result<()> {
+        tracing::info!(cluster = %self.cluster, term = %self.term, jobs = self.jobs.len(), "leading");
+        loop {
+            self.start_commit();
+            let pause = Duration::from_millis(self.next_deadline().since(now()));
+            tokio::select! {
+                biased;
+                () = shutdown.requested() => break,
+                outcome = committed(&mut self.committing) => {
+                    let (then, outcome) = outcome;
+                    self.on_committed(then, outcome?);
+                }
+                event = inbox.recv() => match event {
+                    Some(event) => self.on_event(event),
+                    None => break,
+                },
+                () = tokio::time::sleep(pause) => {}
+            }
+            self.on_time();
+        }
+        tracing::info!("no longer leading");
+        Ok(())
+    }
+
+    /// Plans scripts.
+    pub(crate) fn planner(&self) -> Planner {
+        self.planner.clone()
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::SessionOpened { registration, outbound, accepted } => {
+                self.open_session(registration, outbound, accepted);
+            }
+            Event::SessionMessage { task_manager, session, message } => {
+                self.on_message(&task_manager, session, message);
+            }
+            Event::SessionClosed { task_manager, session, reason } => {
+                self.close_session(&task_manager, Some(session), &reason);
+            }
+            Event::Request(request) => self.on_request(request),
+            Event::Planned { request, answer, planned } => self.on_planned(request, answer, planned),
+            Event::Prepared { job, attempt, placements, prepared } => {
+                self.on_prepared(job, attempt, placements, prepared);
+            }
+            Event::Step { job, event } => self.coordinate(&job, event),
+            Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
+        }
+    }
+
+    /// Whatever is due.
+    fn on_time(&mut self) {
+        let now = now();
+        if self.heartbeat_at <= now {
+            self.heartbeat_at = now.plus(self.config.heartbeat.interval_ms);
+            self.send_heartbeats();
+            metrics::gauge!("weir_task_managers").set(self.sessions.len() as f64);
+            metrics::gauge!("weir_jobs_live").set(self.jobs.len() as f64);
+        }
+        for lost in self.liveness.expire(now) {
+            let timeout_ms = self.config.heartbeat.timeout_ms;
+            self.close_session(&lost, None, &format!("no heartbeat for {timeout_ms} ms"));
+        }
+        if self.scheduler.next_deadline().is_some_and(|at| at <= now) {
+            self.schedule(scheduler::Event::Tick);
+        }
+        let due = |job: &LiveJob| job.coordinator.next_deadline().is_some_and(|at| at <= now);
+        let due: Vec<JobId> = self.jobs.iter().filter(|(_, job)| due(job)).map(|(id, _)| id.clone()).collect();
+        for job in due {
+            self.coordinate(&job, checkpoint::Event::Tick);
+        }
+        let again: Vec<_> = self.removals.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for snapshot in again {
+            self.remove_snapshot(snapshot);
+        }
+    }
+
+    fn next_deadline(&self) -> Millis {
+        [self.liveness.next_deadline(), self.scheduler.next_deadline()]
+            .into_iter()
+            .flatten()
+            .chain(self.jobs.values().filter_map(|job| job.coordinator.next_deadline()))
+            .chain(self.removals.values().copied())
+            .fold(self.heartbeat_at, Millis::min)
+    }
+
+    /// Reads the replicated state.
+    fn state<R>(&self, read: impl FnOnce(&State) -> R) -> R {
+        self.node.read(|machine| read(&machine.0))
+    }
+
+    /// Commits a command after those that were asked for before.
+    fn commit(&mut self, command: Command, then: Then) {
+        self.commits.push_back((command, then));
+        self.start_commit();
+    }
+
+    fn start_commit(&mut self) {
+        if self.committing.is_some() {
+            return;
+        }
+        if let Some((command, then)) = self.commits.pop_front() {
+            let (node, data) = (self.node.clone(), encode_command(now(), &command));
+            self.committing = Some((Box::pin(async move { node.propose(data).await }), then));
+        }
+    }
+
+    fn on_committed(&mut self, then: Then, reply: Reply) {
+        match then {
+            Then::Nothing => match reply {
+                Ok(applied) => self.after_change(applied),
+                Err(error) => tracing::warn!(code = %error.code, %error, "a change no longer applied"),
+            },
+            Then::Submitted(job, answer) => self.on_submitted(&job, reply, answer),
+            Then::Deploy(job, attempt, placements, prepared) => {
+                self.on_attempt_committed(job, attempt, placements, *prepared, reply);
+            }
+            Then::Reserved(job, snapshot) => {
+                self.coordinate(&job, checkpoint::Event::Reserved(snapshot, reply.map(drop)));
+            }
+            Then::Completed(job, snapshot) => self.on_completed(&job, snapshot, reply),
+            Then::Aborted(job, snapshot) => self.coordinate(&job, checkpoint::Event::Aborted(snapshot)),
+            Then::Marked(snapshot, answer) => self.on_marked_deleted(snapshot, reply, answer),
+        }
+    }
+
+    /// Runs work beside the loop; what it returns comes back as an event.
+    fn work(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let event = work.await;
+            // Without a leader there is nobody to tell: its successor finds out by itself.
+            let _gone = events.send(event).await;
+        });
+    }
+
+    /// Tells whoever watches a job that something has changed.
+    fn touch(&self, job: &JobId) {
+        if let Some(live) = self.jobs.get(job) {
+            live.changed.send_modify(|changes| *changes += 1);
+        }
+    }
+}
+
+/// The end of the commit under way; never, if there is none.
+async fn committed(committing: &mut Option<(Commit, Then)>) -> (Then, Result<Reply>) {
+    let Some((commit, _)) = committing else { return std::future::pending().await };
+    let outcome = commit.await;
+    let then = committing.take().map_or(Then::Nothing, |(_, then)| then);
+    (then, outcome.map(|reply| decode_reply(&reply)).map_err(Error::from))
+}
+
+/// Answers a request; a client that has gone away aborts nothing.
+fn answer<T>(to: oneshot::Sender<Result<T>>, result: Result<T>) {
+    let _gone = to.send(result);
+}

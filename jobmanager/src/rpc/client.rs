@@ -1,0 +1,145 @@
+//! The client API. A client that goes away aborts nothing: what it asked for is found again by its request id.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status};
+use weir_proto::pb::client::v1 as pb;
+use weir_proto::pb::client::v1::client_server::Client;
+use weir_service::Shutdown;
+use weir_types::job::JobState;
+use weir_types::{Error, Result};
+
+use super::{ask, status};
+use crate::event::{Answer, Event, Request as Asked};
+use crate::planning::Planner;
+
+/// Changes of a watched job within this time are shown as one.
+const COALESCE: Duration = Duration::from_millis(50);
+
+pub(super) struct Service {
+    events: mpsc::Sender<Event>,
+    planner: Planner,
+    shutdown: Shutdown,
+}
+
+impl Service {
+    pub(super) fn new(events: mpsc::Sender<Event>, planner: Planner, shutdown: Shutdown) -> Self {
+        Self { events, planner, shutdown }
+    }
+
+    async fn ask<T>(&self, asked: impl FnOnce(Answer<T>) -> Asked) -> Result<Response<T>, Status> {
+        ask(&self.events, |answer| Event::Request(asked(answer))).await.map(Response::new).map_err(status)
+    }
+}
+
+type Details = Pin<Box<dyn Stream<Item = Result<pb::JobDetail, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Client for Service {
+    async fn cluster_status(
+        &self,
+        _request: Request<pb::ClusterStatusRequest>,
+    ) -> Result<Response<pb::ClusterStatusReply>, Status> {
+        self.ask(Asked::Status).await
+    }
+
+    async fn explain(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::ExplainReply>, Status> {
+        let planned = self.planner.plan(request.get_ref()).await.map_err(status)?;
+        Ok(Response::new(pb::ExplainReply { text: planned.explain, json: planned.explain_json.to_string() }))
+    }
+
+    async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
+        self.ask(|answer| Asked::Submit(Box::new(request.into_inner()), answer)).await
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsReply>, Status> {
+        self.ask(|answer| Asked::Jobs(request.into_inner(), answer)).await
+    }
+
+    async fn describe_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobDetail>, Status> {
+        self.ask(|answer| Asked::Job(request.into_inner().job, answer)).await
+    }
+
+    type WatchJobStream = Details;
+
+    async fn watch_job(&self, request: Request<pb::JobRequest>) -> Result<Response<Details>, Status> {
+        let job = request.into_inner().job;
+        let (job, changes) =
+            ask(&self.events, |answer| Event::Request(Asked::Watch(job, answer))).await.map_err(status)?;
+        let watched =
+            Watched { events: self.events.clone(), job: job.to_string(), changes, shown: false, ended: false };
+        let details = futures::stream::unfold(watched, Watched::next);
+        let shutdown = self.shutdown.clone();
+        let details = futures::StreamExt::take_until(details, async move { shutdown.requested().await });
+        Ok(Response::new(Box::pin(details)))
+    }
+
+    async fn cancel_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobDetail>, Status> {
+        self.ask(|answer| Asked::Cancel(request.into_inner().job, answer)).await
+    }
+
+    async fn trigger_snapshot(
+        &self,
+        request: Request<pb::TriggerSnapshotRequest>,
+    ) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::Trigger(request.into_inner(), answer)).await
+    }
+
+    async fn stop_job(&self, request: Request<pb::StopJobRequest>) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::Stop(request.into_inner(), answer)).await
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<pb::ListSnapshotsRequest>,
+    ) -> Result<Response<pb::ListSnapshotsReply>, Status> {
+        self.ask(|answer| Asked::Snapshots(request.into_inner(), answer)).await
+    }
+
+    async fn describe_snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::Snapshot(request.into_inner().snapshot, answer)).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<pb::DeleteSnapshotReply>, Status> {
+        self.ask(|answer| Asked::Delete(request.into_inner(), answer)).await
+    }
+}
+
+/// A watched job: its detail at once, after changes, and a last time when it has ended.
+struct Watched {
+    events: mpsc::Sender<Event>,
+    job: String,
+    changes: watch::Receiver<u64>,
+    shown: bool,
+    ended: bool,
+}
+
+impl Watched {
+    async fn next(mut self) -> Option<(Result<pb::JobDetail, Status>, Self)> {
+        if self.ended {
+            return None;
+        }
+        if self.shown {
+            // An error says that the leader has let go of the job: it has ended, and this is its last detail.
+            self.ended = self.changes.changed().await.is_err();
+            tokio::time::sleep(COALESCE).await;
+        }
+        self.changes.mark_unchanged();
+        self.shown = true;
+        let job = self.job.clone();
+        let detail = ask(&self.events, |answer| Event::Request(Asked::Job(job, answer))).await;
+        self.ended |= detail.as_ref().map_or(true, has_ended);
+        Some((detail.map_err(status), self))
+    }
+}
+
+fn has_ended(detail: &pb::JobDetail) -> bool {
+    let state = detail.summary.as_ref().map(pb::JobSummary::state).unwrap_or_default();
+    JobState::try_from(state).map_err(|_: Error| ()).is_ok_and(JobState::is_terminal)
+}

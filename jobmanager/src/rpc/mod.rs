@@ -1,0 +1,66 @@
+//! gRPC: handlers turn requests into events, and answers into replies. Nothing is decided here.
+
+mod client;
+mod coordinator;
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Status;
+use tonic::transport::Server;
+use weir_proto::pb::client::v1::client_server::ClientServer;
+use weir_proto::pb::control::v1::coordinator_server::CoordinatorServer;
+use weir_proto::to_status;
+use weir_service::Shutdown;
+use weir_types::{Error, Result};
+
+use crate::event::{Answer, Event};
+use crate::planning::Planner;
+
+/// Largest message in either direction: an acknowledgement lists every block of every file.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long open calls may take after shutdown was requested.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves clients and TaskManagers until shutdown is requested.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    events: mpsc::Sender<Event>,
+    planner: Planner,
+    shutdown: Shutdown,
+) -> Result<()> {
+    let clients = ClientServer::new(client::Service::new(events.clone(), planner, shutdown.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let task_managers = CoordinatorServer::new(coordinator::Service::new(events, shutdown.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let requested = shutdown.clone();
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .add_service(clients)
+        .add_service(task_managers)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { requested.requested().await });
+    let drained = async {
+        shutdown.requested().await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
+    };
+    tokio::select! {
+        served = server => served.map_err(|error| Error::internal("the gRPC server failed").with_detail(error.to_string())),
+        () = drained => Ok(()),
+    }
+}
+
+/// Asks the leader, and waits for its answer.
+pub(crate) async fn ask<T>(events: &mpsc::Sender<Event>, event: impl FnOnce(Answer<T>) -> Event) -> Result<T> {
+    let (answer, reply) = oneshot::channel();
+    let gone = || Error::unavailable("this JobManager is shutting down").with_hint("Try again in a moment.");
+    events.send(event(answer)).await.map_err(|_| gone())?;
+    reply.await.unwrap_or_else(|_| Err(gone()))
+}
+
+fn status(error: Error) -> Status {
+    to_status(&error)
+}
