@@ -28,14 +28,14 @@ use crate::values::arrow_error;
 pub const HASH_COLUMN: &str = "key_hash";
 /// Version of the layout of state files, in the schema's metadata under `weir.format`.
 pub const FORMAT_VERSION: &str = "1";
-/// Extension of state files.
-pub const EXTENSION: &str = ".arrow";
+/// How the names of state files end: nothing else does, so that deleting a snapshot spares what others put there.
+pub const EXTENSION: &str = ".state.arrow";
 /// Rows per block.
 const BLOCK_ROWS: usize = 32 * 1024;
 /// The file's magic with its padding; the schema message follows.
 const MAGIC_BYTES: u64 = 8;
 
-/// The asynchronous part of a snapshot: writes each table that has rows to a file named `<prefix>-<table>.arrow`. On
+/// The asynchronous part of a snapshot: writes each table that has rows to a file named `<prefix>-<table>.state.arrow`. On
 /// return all of it is durable. After an error, files of this call may be left; they are swept with the snapshot.
 ///
 /// # Errors

@@ -315,11 +315,11 @@ fn deletion_takes_the_manifest_first_and_spares_strangers() {
     let path = directory.path().join("sp");
     let store = LocalDirectory::new(&path);
     publish_manifest(&store, &manifest(write(&store, &sample(10), 2), "n")).unwrap();
-    fs::write(path.join("notes.txt"), "mine").unwrap();
+    fs::write(path.join("export.arrow"), "mine").unwrap();
     fs::write(path.join(".manifest.json.77.tmp"), "{").unwrap();
     assert!(!delete_snapshot(&store).unwrap());
-    assert_eq!(store.list().unwrap(), ["notes.txt"]);
-    fs::remove_file(path.join("notes.txt")).unwrap();
+    assert_eq!(store.list().unwrap(), ["export.arrow"]);
+    fs::remove_file(path.join("export.arrow")).unwrap();
     assert!(delete_snapshot(&store).unwrap());
     assert!(delete_snapshot(&store).unwrap(), "deleting again is no error");
     assert!(!Path::new(&path).exists());
