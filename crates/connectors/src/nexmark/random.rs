@@ -61,7 +61,7 @@ impl Draw {
 /// only, which IEEE 754 fixes to the last bit, so that prices are equal on every machine.
 #[derive(Debug)]
 pub(super) struct Prices {
-    tables: [[f64; 1024]; 3],
+    tables: Box<[[f64; 1024]; 3]>,
 }
 
 impl Prices {
@@ -76,14 +76,14 @@ impl Prices {
                 (0..10).filter(|bit| bits >> (9 - bit) & 1 == 1).map(|bit: usize| roots[bit]).product()
             })
         });
-        Self { tables }
+        Self { tables: Box::new(tables) }
     }
 
     /// The price of one draw.
     #[inline(always)]
     pub(super) fn of(&self, draw: Draw) -> i64 {
         let part = |shift: u32| (draw.0 >> shift & 1023) as usize;
-        let [high, middle, low] = &self.tables;
+        let [high, middle, low] = &*self.tables;
         let power = high[part(54)] * middle[part(44)] * low[part(34)];
         // Positive and below 2^53: adding a half and cutting off rounds.
         (power * 100.0 + 0.5) as i64
