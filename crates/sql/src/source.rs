@@ -349,7 +349,7 @@ fn scan_columns(
         // A column that is an output only to carry rows is read whole.
         paths.entry(*output).or_insert_with(|| PathTree { whole: true, fields: BTreeMap::new() });
     }
-    let prunes = push_down && table.kind().descriptor().projection_push_down;
+    let prunes = push_down && table.connector.prunes_columns();
     let mut scan = ScanColumns::new();
     for (index, origin) in table.origins.iter().enumerate() {
         let declared = &table.columns[index];
