@@ -110,7 +110,9 @@ impl Agent {
             Wake::Opened(opened) => {
                 let session = self.welcome(opened?)?;
                 let registered = &session.registered;
-                *tick = interval(Duration::from_millis(registered.heartbeat_interval_ms).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX));
+                *tick = interval(
+                    Duration::from_millis(registered.heartbeat_interval_ms).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX),
+                );
                 let silence_max = Duration::from_millis(registered.heartbeat_timeout_ms).max(HEARTBEAT_MIN);
                 *link = Link::Open { session: Box::new(session), heard: Instant::now(), silence_max };
             }

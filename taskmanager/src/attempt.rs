@@ -239,8 +239,7 @@ impl Wiring<'_> {
                 }
                 Peer::Remote { task_manager, data_address } => {
                     let (sender, receiver) = channel(self.host.channel_bytes, self.host.memory.clone());
-                    let peer =
-                        exchange::Peer { task_manager: task_manager.clone(), address: data_address.clone() };
+                    let peer = exchange::Peer { task_manager: task_manager.clone(), address: data_address.clone() };
                     self.host.data_plane.send(&peer, self.channel(id, &plan.graph)?, receiver)?;
                     Some(sender)
                 }
@@ -262,9 +261,8 @@ impl Wiring<'_> {
 
     fn channel(&self, id: &ChannelId, graph: &JobGraph) -> Result<exchange::Channel> {
         let edge = graph.edges.get(id.edge as usize);
-        let described = edge.and_then(|edge| {
-            Some((graph.edge_schema(edge)?.clone(), graph.operator(edge.to)?.name.clone()))
-        });
+        let described =
+            edge.and_then(|edge| Some((graph.edge_schema(edge)?.clone(), graph.operator(edge.to)?.name.clone())));
         let (schema, operator) = described.ok_or_else(|| Error::invalid(format!("channel {id} has no edge")))?;
         Ok(exchange::Channel { id: id.clone(), schema, operator, cancelled: self.cancelled.clone() })
     }

@@ -31,7 +31,8 @@ impl Fences {
     pub(crate) fn raise_to_new(&mut self, job: &JobId, attempt: Attempt) -> Result<()> {
         match self.highest.get(job) {
             Some(highest) if attempt == *highest => {
-                Err(Error::fenced(format!("attempt {attempt} of job {job} is over")).with_detail("it has run here before"))
+                Err(Error::fenced(format!("attempt {attempt} of job {job} is over"))
+                    .with_detail("it has run here before"))
             }
             _ => self.raise(job, attempt),
         }

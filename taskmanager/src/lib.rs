@@ -20,3 +20,6 @@ mod telemetry;
 
 pub use config::{Args, Config, ExchangeConfig, HttpConfig, JobManagerConfig, PROGRAM};
 pub use daemon::{Listeners, run, start};
+
+#[cfg(test)]
+mod tests;

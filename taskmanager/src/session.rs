@@ -63,9 +63,7 @@ async fn register(address: &str, registration: Registration) -> Result<Session> 
     let answer = client.session(ReceiverStream::new(messages)).await;
     let mut inbox = answer.map_err(|status| weir_proto::from_status(&status))?.into_inner();
     match next(&mut inbox, address).await? {
-        ToTaskManager::Registered(registered) => {
-            Ok(Session { address: address.to_owned(), registered, outbox, inbox })
-        }
+        ToTaskManager::Registered(registered) => Ok(Session { address: address.to_owned(), registered, outbox, inbox }),
         _ => Err(Error::internal(format!("the JobManager at {address} did not answer the registration"))),
     }
 }

@@ -66,13 +66,7 @@ impl Running {
 
 impl Tasks {
     pub(crate) fn new(host: Host) -> Self {
-        Self {
-            host,
-            term: Term(0),
-            fences: Fences::default(),
-            attempts: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-        }
+        Self { host, term: Term(0), fences: Fences::default(), attempts: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 
     /// Refuses a JobManager whose term is over.

@@ -184,7 +184,12 @@ impl PeerStream {
             }
             Some(Body::Broken(pb::Broken { reason })) => {
                 if let Some(channel) = self.channels.remove(&channel) {
-                    let reason = reason.map_or_else(|| Error::unavailable("the sending subtask is gone"), Error::from);
+                    // Whatever it was, here it is but a consequence: the sending subtask reports it itself.
+                    let error = Error::unavailable(format!("TaskManager {} broke off an exchange", self.peer));
+                    let reason = match reason.map(Error::from) {
+                        Some(reason) => error.with_detail(reason.to_string()),
+                        None => error,
+                    };
                     channel.lane.break_off(reason, false);
                 }
                 Ok(())

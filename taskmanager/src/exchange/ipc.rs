@@ -243,7 +243,7 @@ mod tests {
         let (schema, bytes) = (rows().schema(), encoded(&rows()));
         let mut refused = 0;
         for position in 0..bytes.len() {
-            for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
+            for value in [0x01, 0x7f, 0xff] {
                 let mut damaged = bytes.clone();
                 damaged[position] = value;
                 refused += usize::from(decode(&Buffer::from(damaged), &schema).is_err());

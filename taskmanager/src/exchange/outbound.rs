@@ -130,7 +130,12 @@ impl Connection {
             Some(pb::credit_frame::Body::Refused(error)) => {
                 let Peer { task_manager, address } = &self.peer;
                 let mut error = Error::from(error);
-                error.message = format!("TaskManager {task_manager} at {address} refused: {}", error.message);
+                error.message =
+                    format!("TaskManager {task_manager} at {address} broke off an exchange: {}", error.message);
+                if error.code == Code::Cancelled {
+                    // Nobody cancelled this end.
+                    error.code = Code::Unavailable;
+                }
                 let _first_reason_counts = lane.ended.set(error);
             }
             None => return Err(Error::invalid("a credit frame has no body")),

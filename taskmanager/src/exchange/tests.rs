@@ -215,19 +215,24 @@ async fn an_end_that_goes_away_breaks_the_other_with_its_reason() {
     sender.fail(Error::internal("division by zero"));
     assert_eq!(first_and_rows(&receiver.recv().await.unwrap()), (0, 1));
     let error = receiver.recv().await.unwrap_err();
-    assert_eq!((error.code, error.message.as_str()), (Code::Internal, "division by zero"));
+    assert_eq!((error.code, error.detail.as_deref()), (Code::Unavailable, Some("INTERNAL: division by zero")));
+    assert!(error.message.starts_with("TaskManager a at 127.0.0.1:"), "{error}");
 
-    let channel = attempt_channel(1, 1);
-    let _receiver = b.receive(channel.clone(), ROOMY);
-    let mut sender = a.send(&b, channel.clone(), ROOMY);
-    channel.cancelled.cancel();
+    let cancelled = attempt_channel(1, 1);
+    let mut receiver = b.receive(cancelled.clone(), ROOMY);
+    let mut sender = a.send(&b, attempt_channel(1, 1), ROOMY);
+    sender.send(batch(0, 1, 1)).await.unwrap();
+    assert_eq!(first_and_rows(&receiver.recv().await.unwrap()), (0, 1));
+    cancelled.cancelled.cancel();
     let error = loop {
         if let Err(error) = sender.send(Element::Idle).await {
             break error;
         }
         tokio::task::yield_now().await;
     };
-    assert_eq!(error.code, Code::Cancelled);
+    assert_eq!(error.code, Code::Unavailable);
+    let message = "broke off an exchange: the receiving subtask was cancelled";
+    assert_eq!(error.message, format!("TaskManager b at {} {message}", b.peer.address));
 }
 
 async fn refusal(a: &Node, b: &Node, channel: Channel) -> Error {
@@ -250,7 +255,7 @@ async fn a_lower_attempt_is_fenced_whether_it_comes_early_or_late() {
     let late = refusal(&a, &b, attempt_channel(1, 1)).await;
     for error in [early, late] {
         assert_eq!(error.code, Code::Fenced, "{error}");
-        assert!(error.message.ends_with("refused: attempt 1 of job job is over"), "{error}");
+        assert!(error.message.ends_with("broke off an exchange: attempt 1 of job job is over"), "{error}");
     }
 }
 
@@ -348,7 +353,10 @@ async fn a_peer_that_ignores_its_credits_loses_the_channel() {
     };
     // Two fit into the window, and one more for every element that the gate had taken by then.
     assert!((2..8).contains(&received), "{received}");
-    assert_eq!((error.code, error.message.as_str()), (Code::InvalidArgument, "a TaskManager sent more than its credits"));
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (Code::InvalidArgument, "a TaskManager sent more than its credits")
+    );
     let refused = loop {
         match impostor.credits.message().await.unwrap().unwrap().body.unwrap() {
             pb::credit_frame::Body::Bytes(_) => {}

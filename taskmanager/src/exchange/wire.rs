@@ -224,11 +224,7 @@ struct Partial {
 
 impl Assembler {
     /// Takes the next chunk; `admit` is asked for the credits of an element that begins.
-    pub(crate) fn push(
-        &mut self,
-        chunk: pb::Chunk,
-        admit: impl FnOnce(u64) -> Result<()>,
-    ) -> Result<Option<Incoming>> {
+    pub(crate) fn push(&mut self, chunk: pb::Chunk, admit: impl FnOnce(u64) -> Result<()>) -> Result<Option<Incoming>> {
         let pb::Chunk { element, data } = chunk;
         let mut partial = match (self.0.take(), element) {
             (Some(partial), None) => partial,
