@@ -338,6 +338,9 @@ impl Inner {
         let now = self.clock.now();
         let streams: Vec<_> = self.streams.read().values().cloned().collect();
         let mut outcome = self.groups.tick(now);
+        let partitions = streams.iter().flat_map(|stream| stream.open_partitions());
+        metrics::gauge!("weir_store_bytes").set(partitions.map(|partition| partition.bytes()).sum::<u64>() as f64);
+        metrics::gauge!("weir_store_streams").set(streams.len() as f64);
         for stream in streams {
             let partitions = stream.open_partitions().map(|partition| partition.maintain());
             for result in partitions.chain([stream.retain(now)]) {

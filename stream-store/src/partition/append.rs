@@ -106,6 +106,7 @@ impl Partition {
                 }
             }
             Err(error) => {
+                metrics::counter!("weir_store_failed_writes_total").increment(1);
                 for Placed { job, frame, .. } in placed.iter().rev() {
                     if let (Some((_, before)), Some(stamp)) = (frame, &job.producer) {
                         writer.producers.restore(&stamp.producer, before.clone());
@@ -171,6 +172,8 @@ impl Partition {
         if position == view.active.len {
             return;
         }
+        metrics::counter!("weir_store_appended_bytes_total").increment(position - view.active.len);
+        metrics::counter!("weir_store_appended_records_total").increment(end.0 - view.active.end.0);
         view.active.len = position;
         view.active.end = end;
         view.active.last_append = now;

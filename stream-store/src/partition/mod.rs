@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -103,6 +104,12 @@ impl Partition {
         }
     }
 
+    /// Bytes on disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        let view = self.view.read();
+        view.sealed.iter().chain([&view.active]).map(|segment| segment.len).sum()
+    }
+
     /// The closed segments, oldest first, for retention to judge.
     pub(crate) fn sealed(&self) -> Vec<Summary> {
         self.view.read().sealed.iter().copied().collect()
@@ -184,8 +191,10 @@ impl Partition {
         if writer.synced == writer.position {
             return Ok(());
         }
+        let begin = Instant::now();
         match self.setup.disk.sync(&writer.file) {
             Ok(()) => {
+                metrics::histogram!("weir_store_sync_seconds").record(begin.elapsed());
                 writer.synced = writer.position;
                 Ok(())
             }

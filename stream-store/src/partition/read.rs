@@ -67,6 +67,7 @@ impl Partition {
             },
         };
         let (frames, position, next) = read_frames(&file, &path, &readable, from, max_bytes)?;
+        metrics::counter!("weir_store_read_bytes_total").increment(frames.len() as u64);
         let mut cursor = Cursor { base: readable.base, position, offset: next };
         if next == readable.end && next < end {
             // The next segment begins behind its header.
