@@ -1,0 +1,341 @@
+//! The command line, in Flink's manner where Flink has the command.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+/// A small distributed stream engine whose snapshots are governed.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Global {
+    /// Address of the JobManager; default: the one of the local cluster in --dir, else 127.0.0.1:6123
+    #[arg(long, global = true, env = "WEIR_JOBMANAGER", value_name = "HOST:PORT")]
+    pub jobmanager: Option<String>,
+    /// Address of the stream store; default: the one of the local cluster in --dir, else 127.0.0.1:6124
+    #[arg(long, global = true, env = "WEIR_STORE", value_name = "HOST:PORT")]
+    pub store: Option<String>,
+    /// Directory of the local cluster: its data, logs and process list
+    #[arg(long, global = true, env = "WEIR_DIR", default_value = "weir-cluster", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Print JSON for programs instead of tables for people
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start, stop and look at a local cluster of separate processes
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Submit a SQL script as one job
+    Run(RunArgs),
+    /// Show how a script would run, without running it
+    Explain {
+        /// The script; `-` for standard input
+        script: PathBuf,
+        #[command(flatten)]
+        plan: PlanArgs,
+    },
+    /// List jobs
+    List {
+        /// Running and restarting jobs only
+        #[arg(short, long)]
+        running: bool,
+        /// Scheduled jobs only: accepted, but not running yet
+        #[arg(short, long)]
+        scheduled: bool,
+        /// Ended jobs too; the default lists those that have not ended
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// Look at one job
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Take a savepoint of a running job, or dispose of one with -d
+    Savepoint {
+        /// The job: id, unique prefix of an id, or name
+        #[arg(required_unless_present = "dispose")]
+        job: Option<String>,
+        /// Parent directory for the savepoint
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: Option<PathBuf>,
+        /// Dispose of the savepoint with this id or path
+        #[arg(short = 'd', long, value_name = "PATH", conflicts_with_all = ["job", "directory"])]
+        dispose: Option<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take a checkpoint of a running job now
+    Checkpoint {
+        /// The job: id, unique prefix of an id, or name
+        job: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take a savepoint and stop the job
+    Stop {
+        /// Parent directory for the savepoint
+        #[arg(short = 'p', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        savepoint_path: Option<PathBuf>,
+        /// Send the maximum watermark first, so that every open window fires
+        #[arg(short = 'd', long)]
+        drain: bool,
+        /// The job: id, unique prefix of an id, or name
+        job: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Stop a job at once, without a savepoint
+    Cancel {
+        /// The job: id, unique prefix of an id, or name
+        job: String,
+    },
+    /// Look at checkpoints and savepoints
+    #[command(subcommand)]
+    Snapshots(SnapshotsCommand),
+    /// Streams of the stream store
+    #[command(subcommand)]
+    Stream(StreamCommand),
+    /// Reader groups of the stream store
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// See a job run, be stopped with a savepoint and resumed at another parallelism, with its result verified
+    Quickstart(QuickstartArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Start one stream store, one JobManager and some TaskManagers
+    Start(StartArgs),
+    /// Stop the cluster in --dir
+    Stop,
+    /// Show the cluster's processes and slots
+    Status,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub struct StartArgs {
+    /// Number of TaskManagers
+    #[arg(short = 't', long, default_value_t = 2)]
+    pub taskmanagers: u32,
+    /// Slots of each TaskManager
+    #[arg(long, default_value_t = 2)]
+    pub slots: u32,
+    /// Port of the JobManager's API; the store and the HTTP pages take the following ones. 0: any free ports
+    #[arg(long, default_value_t = 6123)]
+    pub port: u16,
+    /// Stop the cluster when this command's parent dies
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// The script; `-` for standard input
+    pub script: PathBuf,
+    /// Return as soon as the job is accepted
+    #[arg(short, long)]
+    pub detached: bool,
+    /// Start from this savepoint or checkpoint: its id or its directory
+    #[arg(short = 's', long, value_name = "SNAPSHOT")]
+    pub from_savepoint: Option<String>,
+    /// Drop state of the snapshot that no operator of the script takes
+    #[arg(short = 'n', long)]
+    pub allow_non_restored_state: bool,
+    #[command(flatten)]
+    pub plan: PlanArgs,
+}
+
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct PlanArgs {
+    /// Parallelism of the job; stronger than the script's SET
+    #[arg(short, long)]
+    pub parallelism: Option<u32>,
+    /// Name of the job; default: the script's pipeline.name, else its file name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A job option as in SET, stronger than the script's; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Who owns the job and its savepoints
+    #[arg(long, env = "WEIR_OWNER", default_value = "")]
+    pub owner: String,
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub struct WaitArgs {
+    /// Give up on the snapshot after this long, for example `90s`
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<weir_service::units::TimeSpan>,
+    /// Who owns the savepoint
+    #[arg(long, env = "WEIR_OWNER", default_value = "")]
+    pub owner: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JobCommand {
+    /// Show a job with its chains, subtasks and newest snapshots
+    Show {
+        /// The job: id, unique prefix of an id, or name
+        job: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotsCommand {
+    /// List checkpoints and savepoints
+    List {
+        /// Of this job only: id, unique prefix of an id, or name
+        #[arg(long)]
+        job: Option<String>,
+        /// Savepoints only
+        #[arg(long, conflicts_with = "checkpoints")]
+        savepoints: bool,
+        /// Checkpoints only
+        #[arg(long)]
+        checkpoints: bool,
+    },
+    /// Show one with its timings and source positions
+    Show {
+        /// Id or directory
+        snapshot: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StreamCommand {
+    /// Create a stream
+    Create {
+        /// `scope/stream`
+        stream: String,
+        /// Number of partitions
+        #[arg(short, long, default_value_t = 1)]
+        partitions: u32,
+        /// Delete old records once a partition holds more than this, for example `1GiB`
+        #[arg(long, value_name = "SIZE")]
+        retention_bytes: Option<weir_service::units::ByteSize>,
+        /// Delete records older than this, for example `7d`
+        #[arg(long, value_name = "DURATION")]
+        retention_time: Option<weir_service::units::TimeSpan>,
+        /// Acknowledge before records are fsynced
+        #[arg(long)]
+        no_fsync: bool,
+        /// Succeed if the stream exists already
+        #[arg(long)]
+        if_not_exists: bool,
+    },
+    /// List streams
+    List,
+    /// Show a stream's partitions
+    Describe {
+        /// `scope/stream`
+        stream: String,
+    },
+    /// Append records, one a line, from a file or standard input
+    Append(AppendArgs),
+    /// Print records
+    Read(ReadArgs),
+    /// Delete the oldest records
+    Truncate {
+        /// `scope/stream`
+        stream: String,
+        /// Partition and the offset before which records go, `P=OFFSET`; may be repeated
+        #[arg(long = "before", value_name = "P=OFFSET", required = true)]
+        before: Vec<String>,
+        /// Even where a snapshot still needs the records
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a stream and all its records
+    Delete {
+        /// `scope/stream`
+        stream: String,
+        /// Even if snapshots or reader groups need it
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AppendArgs {
+    /// `scope/stream`
+    pub stream: String,
+    /// The file, gzip if it ends in .gz; default: standard input
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// JSON field whose text becomes the record's key, which picks the partition
+    #[arg(short, long, value_name = "FIELD")]
+    pub key: Option<String>,
+    /// Create the stream with so many partitions if it does not exist
+    #[arg(short, long, value_name = "PARTITIONS")]
+    pub create: Option<u32>,
+    /// Take lines as they are, without checking that they are JSON objects
+    #[arg(long, conflicts_with = "key")]
+    pub raw: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ReadArgs {
+    /// `scope/stream`
+    pub stream: String,
+    /// One partition only
+    #[arg(short, long)]
+    pub partition: Option<u32>,
+    /// From this offset on; default: the oldest record
+    #[arg(long, default_value_t = 0)]
+    pub from: u64,
+    /// At most so many records
+    #[arg(short = 'n', long)]
+    pub limit: Option<u64>,
+    /// Wait for new records after the last one
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print partition and offset before each record
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// List reader groups
+    List,
+    /// Show a group's members, positions and checkpoints
+    Describe {
+        /// Name of the group
+        group: String,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct QuickstartArgs {
+    /// Keep cluster data and logs in this directory instead of a temporary one
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub keep: Option<PathBuf>,
+    /// Events to generate
+    #[arg(long, default_value_t = 200_000, conflicts_with = "input")]
+    pub events: u64,
+    /// JSON-lines file (gzip if it ends in .gz) to load instead of generated events; needs --script
+    #[arg(long, value_name = "FILE", requires = "script", value_hint = ValueHint::FilePath)]
+    pub input: Option<PathBuf>,
+    /// Script to run on --input: it reads the stream `quickstart/input` and writes one stream, `quickstart/output`
+    #[arg(long, value_name = "FILE", requires = "input", value_hint = ValueHint::FilePath)]
+    pub script: Option<PathBuf>,
+    /// JSON field of the input that picks the partition
+    #[arg(long, value_name = "FIELD", requires = "input")]
+    pub key: Option<String>,
+}

@@ -1,0 +1,9 @@
+//! A local cluster of separate processes: one stream store, one JobManager, some TaskManagers, all in one directory.
+//!
+//! Invariant: a process is signalled only after it was recognised as the one that was started (same id and same start
+//! time), so a reused process id never hits a stranger.
+
+pub mod file;
+pub mod process;
+pub mod start;
+pub mod stop;

@@ -1,0 +1,50 @@
+//! `weir list`, `weir job show`, `weir cancel`.
+
+use serde_json::json;
+use weir_proto::from_status;
+use weir_proto::pb::client::v1 as pb;
+use weir_types::Result;
+
+use crate::args::{Global, JobCommand};
+use crate::commands::show;
+use crate::{connect, output};
+
+/// `weir list`: the jobs that have not ended; `-r`, `-s` and `-a` as in Flink.
+pub async fn list(global: &Global, running: bool, scheduled: bool, all: bool) -> Result<()> {
+    let unfiltered = !running && !scheduled;
+    let request = pb::ListJobsRequest {
+        running: running || unfiltered,
+        scheduled: scheduled || unfiltered,
+        ended: all,
+    };
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let reply = jobmanager.list_jobs(request).await.map_err(|status| from_status(&status))?.into_inner();
+    if global.json {
+        return output::print_json(&json!(reply.jobs.iter().map(show::job_json).collect::<Vec<_>>()));
+    }
+    output::print(&show::jobs_table(&reply.jobs))
+}
+
+/// `weir job …`.
+pub async fn job(global: &Global, command: JobCommand) -> Result<()> {
+    let JobCommand::Show { job } = command;
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let request = pb::JobRequest { request_id: connect::request_id(), job };
+    let detail = jobmanager.describe_job(request).await.map_err(|status| from_status(&status))?.into_inner();
+    if global.json {
+        return output::print_json(&show::job_detail_json(&detail));
+    }
+    output::print(&show::job_detail_text(&detail))
+}
+
+/// `weir cancel`.
+pub async fn cancel(global: &Global, job: String) -> Result<()> {
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let request = pb::JobRequest { request_id: connect::request_id(), job };
+    let detail = jobmanager.cancel_job(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let Some(summary) = detail.summary else { return Ok(()) };
+    if global.json {
+        return output::print_json(&show::job_json(&summary));
+    }
+    output::print(&format!("Job {} ({}): {}\n", summary.id, summary.name, show::job_state(&summary)))
+}

@@ -1,0 +1,49 @@
+//! One module per command; each asks a server and prints what it says.
+
+mod cluster;
+mod group;
+mod jobs;
+pub mod run;
+pub mod show;
+mod snapshots;
+pub mod stream;
+
+use std::io::stdout;
+
+use clap::CommandFactory;
+use weir_types::Result;
+
+use crate::args::{Args, Command};
+use crate::quickstart;
+
+/// Runs one command.
+///
+/// # Errors
+/// Whatever keeps the command from being done; it becomes the exit code.
+pub async fn run(args: Args) -> Result<()> {
+    let global = &args.global;
+    match args.command {
+        Command::Cluster(command) => cluster::run(global, command).await,
+        Command::Run(args) => run::run(global, args).await,
+        Command::Explain { script, plan } => run::explain(global, &script, &plan).await,
+        Command::List { running, scheduled, all } => jobs::list(global, running, scheduled, all).await,
+        Command::Job(command) => jobs::job(global, command).await,
+        Command::Savepoint { dispose: Some(snapshot), .. } => snapshots::dispose(global, snapshot).await,
+        Command::Savepoint { job, directory, wait, .. } => {
+            snapshots::savepoint(global, job.unwrap_or_default(), directory, wait).await
+        }
+        Command::Checkpoint { job, wait } => snapshots::checkpoint(global, job, wait).await,
+        Command::Stop { savepoint_path, drain, job, wait } => {
+            snapshots::stop(global, job, savepoint_path, drain, wait).await
+        }
+        Command::Cancel { job } => jobs::cancel(global, job).await,
+        Command::Snapshots(command) => snapshots::run(global, command).await,
+        Command::Stream(command) => stream::run(global, command).await,
+        Command::Group(command) => group::run(global, command).await,
+        Command::Quickstart(args) => quickstart::run(global, args).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "weir", &mut stdout());
+            Ok(())
+        }
+    }
+}

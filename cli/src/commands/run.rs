@@ -1,0 +1,124 @@
+//! `weir run` and `weir explain`: a script becomes one job.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::json;
+use weir_proto::from_status;
+use weir_proto::pb::client::v1 as pb;
+use weir_types::{Code, Error, Result};
+
+use crate::args::{Global, PlanArgs, RunArgs};
+use crate::commands::{show, snapshots};
+use crate::connect::{self, JobManager};
+use crate::output::{self, Progress, count};
+
+/// `weir run`.
+pub async fn run(global: &Global, args: RunArgs) -> Result<()> {
+    let mut request = request(&args.script, &args.plan)?;
+    request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
+    request.allow_non_restored_state = args.allow_non_restored_state;
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let job = jobmanager.submit(request).await.map_err(|status| from_status(&status))?.into_inner();
+    if args.detached {
+        return if global.json {
+            output::print_json(&json!({"id": job.job_id, "name": job.name}))
+        } else {
+            output::print(&format!("Job {} ({}) submitted\n", job.job_id, job.name))
+        };
+    }
+    if !global.json {
+        output::print(&format!("Job {} ({}) submitted; Ctrl-C leaves it running\n", job.job_id, job.name))?;
+    }
+    let ended = tokio::select! {
+        ended = follow(&mut jobmanager, &job.job_id, global.json) => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            return output::print(&format!("\nJob {} goes on; stop it with `weir stop {}`\n", job.job_id, job.job_id));
+        }
+    };
+    match ended.summary {
+        Some(summary) if global.json => output::print_json(&show::job_json(&summary)),
+        _ => Ok(()),
+    }
+}
+
+/// Follows a job to its end, showing state changes and progress.
+async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<pb::JobDetail> {
+    let request = pb::JobRequest { request_id: String::new(), job: job.to_owned() };
+    let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let mut progress = Progress::new();
+    let mut shown = None;
+    while let Some(detail) = updates.message().await.map_err(|status| from_status(&status))? {
+        let Some(summary) = &detail.summary else { continue };
+        let state = summary.state();
+        if shown != Some(state) && !quiet {
+            progress.clear();
+            output::print(&format!("{}\n", state.as_str_name()))?;
+        }
+        shown = Some(state);
+        match summary.failure.clone().map(Error::from) {
+            Some(error) if state == pb::JobState::Failed => return Err(error),
+            Some(error) if state == pb::JobState::Restarting => progress.show(&error.to_string()),
+            _ => progress.show(&format!("{} rows read, {} written", count(detail.rows_in), count(detail.rows_out))),
+        }
+        if show::has_ended(state) {
+            return Ok(detail);
+        }
+    }
+    Err(Error::new(Code::Unavailable, "the JobManager ended the connection").with_hint(format!(
+        "The job goes on if the JobManager comes back; look at it with `weir job show {job}`."
+    )))
+}
+
+/// `weir explain`.
+pub async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> Result<()> {
+    let request = request(script, plan)?;
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let reply = jobmanager.explain(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let text = if global.json { reply.json } else { reply.text };
+    output::print(&format!("{}\n", text.trim_end()))
+}
+
+/// A submission of the script at `path`.
+fn request(path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
+    let sql = read_script(path)?;
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "-");
+    let mut options = HashMap::new();
+    for setting in &plan.set {
+        let (key, value) = setting.split_once('=').ok_or_else(|| {
+            Error::invalid(format!("{setting:?} is not a setting")).with_hint("Write --set KEY=VALUE.")
+        })?;
+        options.insert(key.trim().to_owned(), value.trim().to_owned());
+    }
+    if let Some(parallelism) = plan.parallelism {
+        options.insert("parallelism.default".to_owned(), parallelism.to_string());
+    }
+    if let Some(name) = &plan.name {
+        options.insert("pipeline.name".to_owned(), name.clone());
+    }
+    Ok(pb::SubmitRequest {
+        request_id: connect::request_id(),
+        sql,
+        name: stem.map(str::to_owned),
+        options,
+        owner: plan.owner.clone(),
+        ..pb::SubmitRequest::default()
+    })
+}
+
+fn read_script(path: &Path) -> Result<String> {
+    let read = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    read.map_err(|error| {
+        let message = format!("could not read the script {}", path.display());
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return Error::not_found(message).with_detail(error.to_string());
+        }
+        Error::io(message, &error)
+    })
+}

@@ -1,0 +1,227 @@
+//! Jobs and snapshots as tables, text and JSON.
+
+use serde_json::{Value, json};
+use weir_proto::pb::client::v1 as pb;
+use weir_proto::pb::common::v1 as common;
+use weir_types::Error;
+
+use crate::output::{self, bytes, count};
+use crate::time;
+
+/// The state's name as users know it.
+pub fn job_state(summary: &pb::JobSummary) -> &'static str {
+    summary.state().as_str_name()
+}
+
+/// Whether nothing follows.
+pub fn has_ended(state: pb::JobState) -> bool {
+    matches!(state, pb::JobState::Finished | pb::JobState::Stopped | pb::JobState::Cancelled | pb::JobState::Failed)
+}
+
+/// A job for programs.
+pub fn job_json(job: &pb::JobSummary) -> Value {
+    json!({
+        "id": job.id, "name": job.name, "state": job_state(job), "parallelism": job.parallelism,
+        "attempt": job.attempt, "submitted_at_ms": job.submitted_at_ms, "started_at_ms": job.started_at_ms,
+        "ended_at_ms": job.ended_at_ms, "owner": job.owner, "namespace": job.namespace,
+        "restored_from": job.restored_from, "failure": failure_json(job.failure.as_ref()),
+    })
+}
+
+fn failure_json(failure: Option<&common::Error>) -> Value {
+    failure.map_or(Value::Null, |failure| json!(Error::from(failure.clone())))
+}
+
+/// Jobs for people.
+pub fn jobs_table(jobs: &[pb::JobSummary]) -> String {
+    let now = time::now_ms();
+    let rows = jobs.iter().map(|job| {
+        let until = if job.ended_at_ms == 0 { now } else { job.ended_at_ms };
+        vec![
+            job.id.clone(),
+            job.name.clone(),
+            job_state(job).to_owned(),
+            job.parallelism.to_string(),
+            job.attempt.to_string(),
+            time::moment(job.submitted_at_ms),
+            time::span(job.submitted_at_ms, until),
+        ]
+    });
+    output::table(&["job", "name", "state", "parallelism", "attempt", "submitted", "duration"], &[3, 4, 6], rows)
+}
+
+/// A job with all its parts, for programs.
+pub fn job_detail_json(job: &pb::JobDetail) -> Value {
+    let chains: Vec<_> = job
+        .chains
+        .iter()
+        .map(|chain| {
+            let subtasks: Vec<_> = chain
+                .subtasks
+                .iter()
+                .map(|subtask| {
+                    json!({
+                        "index": subtask.index, "task_manager": subtask.task_manager_id, "state": subtask.state,
+                        "rows_in": subtask.rows_in, "rows_out": subtask.rows_out, "late_rows": subtask.late_rows,
+                        "watermark_ms": subtask.watermark_ms, "state_bytes": subtask.state_bytes,
+                    })
+                })
+                .collect();
+            json!({"id": chain.id, "name": chain.name, "parallelism": chain.parallelism, "subtasks": subtasks})
+        })
+        .collect();
+    let snapshots: Vec<_> = job.recent_snapshots.iter().map(snapshot_json).collect();
+    json!({
+        "job": job.summary.as_ref().map(job_json), "chains": chains, "snapshots": snapshots, "plan": job.plan,
+        "rows_in": job.rows_in, "rows_out": job.rows_out, "late_rows": job.late_rows, "waiting_for": job.waiting_for,
+    })
+}
+
+/// A job with all its parts, for people.
+pub fn job_detail_text(job: &pb::JobDetail) -> String {
+    let mut text = jobs_table(job.summary.as_slice());
+    if let Some(failure) = job.summary.as_ref().and_then(|summary| summary.failure.clone()) {
+        text += &format!("\nNewest failure: {}\n", Error::from(failure));
+    }
+    for reason in &job.waiting_for {
+        text += &format!("\nWaiting: {reason}\n");
+    }
+    text += &format!(
+        "\nRead {} rows, wrote {}, late {}.\n\n",
+        count(job.rows_in),
+        count(job.rows_out),
+        count(job.late_rows)
+    );
+    let rows = job.chains.iter().flat_map(|chain| {
+        chain.subtasks.iter().map(|subtask| {
+            vec![
+                chain.name.clone(),
+                subtask.index.to_string(),
+                subtask.task_manager_id.clone(),
+                subtask.state.clone(),
+                count(subtask.rows_in),
+                count(subtask.rows_out),
+                count(subtask.late_rows),
+                time::watermark(subtask.watermark_ms),
+                bytes(subtask.state_bytes),
+            ]
+        })
+    });
+    text += &output::table(
+        &["chain", "subtask", "taskmanager", "state", "rows in", "rows out", "late", "watermark", "memory"],
+        &[1, 4, 5, 6, 8],
+        rows,
+    );
+    if !job.recent_snapshots.is_empty() {
+        text.push('\n');
+        text += &snapshots_table(&job.recent_snapshots);
+    }
+    if !job.plan.is_empty() {
+        text += &format!("\n{}\n", job.plan.trim_end());
+    }
+    text
+}
+
+/// `checkpoint` or `savepoint`.
+pub fn kind(snapshot: &pb::Snapshot) -> &'static str {
+    if snapshot.savepoint { "savepoint" } else { "checkpoint" }
+}
+
+/// A snapshot for programs.
+pub fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
+    let timings: Vec<_> = snapshot
+        .timings
+        .iter()
+        .map(|timing| {
+            json!({
+                "chain": timing.chain, "subtask": timing.index, "start_delay_us": timing.start_delay_us,
+                "alignment_us": timing.alignment_us, "sync_us": timing.sync_us, "async_us": timing.async_us,
+                "bytes": timing.bytes,
+            })
+        })
+        .collect();
+    let sources: Vec<_> = snapshot
+        .sources
+        .iter()
+        .map(|source| {
+            json!({"uid": source.uid, "split": source.split, "offset": source.offset, "finished": source.finished})
+        })
+        .collect();
+    json!({
+        "id": snapshot.id, "kind": kind(snapshot), "name": snapshot.name, "job": snapshot.job,
+        "job_name": snapshot.job_name, "owner": snapshot.owner, "namespace": snapshot.namespace,
+        "state": snapshot.state, "trigger": snapshot.trigger, "triggered_at_ms": snapshot.triggered_at_ms,
+        "ended_at_ms": snapshot.ended_at_ms, "directory": snapshot.directory, "bytes": snapshot.bytes,
+        "rows": snapshot.rows, "parallelism": snapshot.parallelism, "restored_from": snapshot.restored_from,
+        "failure": failure_json(snapshot.failure.as_ref()), "subtasks_acknowledged": snapshot.subtasks_acknowledged,
+        "subtasks_total": snapshot.subtasks_total, "timings": timings, "sources": sources,
+    })
+}
+
+/// Snapshots for people.
+pub fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
+    let rows = snapshots.iter().map(|snapshot| {
+        vec![
+            snapshot.id.clone(),
+            kind(snapshot).to_owned(),
+            snapshot.job_name.clone(),
+            if snapshot.owner.is_empty() { "-".to_owned() } else { snapshot.owner.clone() },
+            snapshot.state.clone(),
+            time::moment(snapshot.triggered_at_ms),
+            time::span(snapshot.triggered_at_ms, snapshot.ended_at_ms),
+            bytes(snapshot.bytes),
+            count(snapshot.rows),
+        ]
+    });
+    output::table(
+        &["snapshot", "kind", "job", "owner", "state", "triggered", "took", "size", "rows"],
+        &[6, 7, 8],
+        rows,
+    )
+}
+
+/// One snapshot with all its parts, for people.
+pub fn snapshot_text(snapshot: &pb::Snapshot) -> String {
+    let mut text = snapshots_table(std::slice::from_ref(snapshot));
+    let trigger = if snapshot.trigger.is_empty() { "-" } else { &snapshot.trigger };
+    text += &format!(
+        "\nJob {} ({}), parallelism {}, trigger {trigger}, {}/{} subtasks acknowledged\n",
+        snapshot.job,
+        snapshot.job_name,
+        snapshot.parallelism,
+        snapshot.subtasks_acknowledged,
+        snapshot.subtasks_total,
+    );
+    if !snapshot.directory.is_empty() {
+        text += &format!("Directory {}\n", snapshot.directory);
+    }
+    if !snapshot.restored_from.is_empty() {
+        text += &format!("The job was restored from {}\n", snapshot.restored_from);
+    }
+    if let Some(failure) = &snapshot.failure {
+        text += &format!("\n{}", weir_service::report::render(&Error::from(failure.clone())));
+    }
+    if !snapshot.timings.is_empty() {
+        let rows = snapshot.timings.iter().map(|timing| {
+            vec![
+                timing.chain.to_string(),
+                timing.index.to_string(),
+                time::micros(timing.start_delay_us),
+                time::micros(timing.alignment_us),
+                time::micros(timing.sync_us),
+                time::micros(timing.async_us),
+                bytes(timing.bytes),
+            ]
+        });
+        let header = ["chain", "subtask", "start delay", "alignment", "sync", "async", "size"];
+        text += &format!("\n{}", output::table(&header, &[0, 1, 2, 3, 4, 5, 6], rows));
+    }
+    if !snapshot.sources.is_empty() {
+        let rows = snapshot.sources.iter().map(|source| {
+            let end = if source.finished { "finished" } else { "" };
+            vec![source.uid.clone(), source.split.clone(), count(source.offset), end.to_owned()]
+        });
+        text += &format!("\n{}", output::table(&["source", "split", "offset", ""], &[2], rows));
+    }
+    text
+}

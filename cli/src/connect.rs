@@ -1,0 +1,102 @@
+//! Where the cluster is, and connections to it.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use weir_proto::pb::client::v1::client_client::ClientClient;
+use weir_service::units::TimeSpan;
+use weir_stream_store::client::StoreClient;
+use weir_types::{Error, Result};
+
+use crate::args::Global;
+use crate::cluster::file::ClusterFile;
+
+/// The JobManager's default address, as in Flink.
+const JOBMANAGER_DEFAULT: &str = "127.0.0.1:6123";
+/// The store's default address.
+const STORE_DEFAULT: &str = "127.0.0.1:6124";
+/// Catalogue listings of large clusters are longer than tonic's 4 MiB.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// The JobManager's API.
+pub type JobManager = ClientClient<Channel>;
+
+/// Address of the JobManager: flag or environment, else the local cluster's, else the default.
+pub fn jobmanager_address(global: &Global) -> Result<String> {
+    address(global, global.jobmanager.as_ref(), |file| file.jobmanager.clone(), JOBMANAGER_DEFAULT)
+}
+
+/// Address of the stream store, found in the same way.
+pub fn store_address(global: &Global) -> Result<String> {
+    address(global, global.store.as_ref(), |file| file.store.clone(), STORE_DEFAULT)
+}
+
+fn address(
+    global: &Global,
+    given: Option<&String>,
+    local: fn(&ClusterFile) -> String,
+    default: &str,
+) -> Result<String> {
+    match given {
+        Some(address) => Ok(address.clone()),
+        None => Ok(ClusterFile::read(&global.dir)?.as_ref().map_or_else(|| default.to_owned(), local)),
+    }
+}
+
+/// Connects to the JobManager.
+///
+/// # Errors
+/// `UNAVAILABLE` with a hint on how to start or name one.
+pub async fn jobmanager(global: &Global) -> Result<JobManager> {
+    let address = jobmanager_address(global)?;
+    jobmanager_at(&address).await
+}
+
+/// Connects to the JobManager at `address`.
+///
+/// # Errors
+/// `UNAVAILABLE` with a hint on how to start or name one.
+pub async fn jobmanager_at(address: &str) -> Result<JobManager> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| Error::invalid(format!("{address:?} is not an address")).with_hint("Write HOST:PORT."))?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true);
+    let channel = endpoint.connect().await.map_err(|error| {
+        Error::unavailable(format!("no JobManager answers at {address}"))
+            .with_detail(root_cause(&error))
+            .with_hint("Start a local cluster with `weir cluster start`, or name another with --jobmanager HOST:PORT.")
+    })?;
+    Ok(ClientClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX))
+}
+
+/// Connects to the stream store.
+///
+/// # Errors
+/// `UNAVAILABLE` with a hint on how to start or name one.
+pub async fn store(global: &Global) -> Result<StoreClient> {
+    let address = store_address(global)?;
+    StoreClient::connect(&address).await.map_err(|error| {
+        if error.code.is_retryable() && error.hint.is_none() {
+            return error.with_hint("Start a local cluster with `weir cluster start`, or name another with --store HOST:PORT.");
+        }
+        error
+    })
+}
+
+/// A new request id: a retry within this command bears the same one.
+pub fn request_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// A duration flag as the API takes it.
+pub fn timeout_ms(span: Option<TimeSpan>) -> Option<u64> {
+    span.map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
