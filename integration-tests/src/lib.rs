@@ -1,1 +1,6 @@
-//! weir-integration-tests.
+//! A cluster of real processes for tests: started on random ports, killed, restarted, asked through the command line and
+//! the API. Waiting is always on something that is pushed, with a deadline; a failing test prints every process's log.
+
+pub mod cluster;
+pub mod jobs;
+pub mod oracle;

@@ -1,0 +1,239 @@
+//! The fixture: one store, one JobManager, some TaskManagers, each its own process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use weir_service::net::AddressFile;
+
+/// Longer than anything takes on a loaded machine; a test that gets here has failed.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often to look at a file or process that cannot be waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A running cluster; everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: TempDir,
+    processes: BTreeMap<String, Process>,
+}
+
+#[derive(Debug)]
+struct Process {
+    binary: &'static str,
+    arguments: Vec<String>,
+    child: Child,
+    addresses: AddressFile,
+}
+
+/// What a command of the CLI printed.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Cluster {
+    /// Starts a cluster of `task_managers` with `slots` each.
+    pub fn start(task_managers: u32, slots: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("log")).expect("a log directory");
+        let mut cluster = Self { dir, processes: BTreeMap::new() };
+        cluster.launch("store", "weir-store", &[("--data-dir", cluster.path("store"))]);
+        let arguments = [
+            ("--data-dir", cluster.path("jobmanager")),
+            ("--checkpoint-root", cluster.path("checkpoints")),
+            ("--savepoint-root", cluster.path("savepoints")),
+            ("--store", cluster.address("store")),
+        ];
+        cluster.launch("jobmanager", "weir-jobmanager", &arguments);
+        for number in 1..=task_managers {
+            cluster.add_task_manager(&format!("tm-{number}"), slots);
+        }
+        cluster
+    }
+
+    /// Starts one more TaskManager.
+    pub fn add_task_manager(&mut self, name: &str, slots: u32) {
+        let arguments =
+            [("--jobmanager", self.address("jobmanager")), ("--slots", slots.to_string()), ("--id", name.to_owned())];
+        self.launch(name, "weir-taskmanager", &arguments);
+    }
+
+    fn launch(&mut self, name: &str, binary: &'static str, arguments: &[(&str, String)]) {
+        let mut all: Vec<String> =
+            arguments.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]).collect();
+        all.extend(["--log-dir".to_owned(), self.path("log")]);
+        let (child, addresses) = self.spawn(name, binary, &all, ["127.0.0.1:0", "127.0.0.1:0"]);
+        let process = Process { binary, arguments: all, child, addresses };
+        self.processes.insert(name.to_owned(), process);
+    }
+
+    fn spawn(&self, name: &str, binary: &str, arguments: &[String], listen: [&str; 2]) -> (Child, AddressFile) {
+        let file = self.dir.path().join("log").join(format!("{name}.addresses"));
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).expect("a log file");
+        let mut child = Command::new(binary_path(binary))
+            .args(arguments)
+            .args(["--listen", listen[0], "--http-listen", listen[1]])
+            .args(["--exit-with-parent", &std::process::id().to_string()])
+            .arg("--address-file")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("a second handle"))
+            .stderr(out)
+            .spawn()
+            .unwrap_or_else(|error| panic!("could not start {binary}: {error}; build it with `cargo build --bins`"));
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match AddressFile::read(&file).expect("a readable address file") {
+                Some(addresses) if addresses.pid == child.id() => return (child, addresses),
+                _ => {}
+            }
+            if let Some(status) = child.try_wait().expect("a child of this process") {
+                panic!("{name} ended with {status}:\n{}", self.log_tail(name));
+            }
+            assert!(Instant::now() < deadline, "{name} does not come up:\n{}", self.log_tail(name));
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// kill −9.
+    pub fn kill(&mut self, name: &str) {
+        let process = self.process_mut(name);
+        process.child.kill().expect("a process that runs");
+        process.child.wait().expect("a child of this process");
+    }
+
+    /// SIGTERM, and waits until it has ended; its exit code.
+    pub fn terminate(&mut self, name: &str) -> Option<i32> {
+        let process = self.process_mut(name);
+        let pid = rustix::process::Pid::from_child(&process.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process that runs");
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = process.child.try_wait().expect("a child of this process") {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "{name} ignores SIGTERM");
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// Starts a killed process again, on the same data and the same addresses.
+    pub fn restart(&mut self, name: &str) {
+        let process = self.process_mut(name);
+        assert!(process.child.try_wait().expect("a child of this process").is_some(), "{name} still runs");
+        let (binary, arguments) = (process.binary, process.arguments.clone());
+        let main = if binary == "weir-taskmanager" { "data" } else { "rpc" };
+        let listen = [main, "http"].map(|key| process.addresses.get(key).expect("a listener").to_string());
+        let (child, addresses) = self.spawn(name, binary, &arguments, [&listen[0], &listen[1]]);
+        let process = self.process_mut(name);
+        (process.child, process.addresses) = (child, addresses);
+    }
+
+    /// Address of the API of `jobmanager` or `store`.
+    pub fn address(&self, name: &str) -> String {
+        self.processes[name].addresses.get("rpc").expect("an API").to_string()
+    }
+
+    /// Address of a process's HTTP pages.
+    pub fn http_address(&self, name: &str) -> String {
+        self.processes[name].addresses.get("http").expect("pages").to_string()
+    }
+
+    /// Process id.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.processes[name].child.id()
+    }
+
+    /// A path within the cluster's directory.
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Writes a file into the cluster's directory; its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("a writable directory");
+        path
+    }
+
+    /// Runs `weir` with these arguments against this cluster.
+    pub fn weir(&self, arguments: &[&str]) -> Ran {
+        self.weir_with_input(arguments, Stdio::null())
+    }
+
+    /// The same with something on standard input.
+    pub fn weir_with_input(&self, arguments: &[&str], input: Stdio) -> Ran {
+        let output: Output = Command::new(binary_path("weir"))
+            .args(arguments)
+            .env("WEIR_JOBMANAGER", self.address("jobmanager"))
+            .env("WEIR_STORE", self.address("store"))
+            .current_dir(self.dir.path())
+            .stdin(input)
+            .output()
+            .expect("the weir binary");
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// Runs `weir --json`, which must succeed; what it printed.
+    pub fn weir_json(&self, arguments: &[&str]) -> Value {
+        let arguments: Vec<&str> = std::iter::once("--json").chain(arguments.iter().copied()).collect();
+        let ran = self.weir(&arguments);
+        assert_eq!(ran.code, 0, "weir {arguments:?}: {}", ran.stderr);
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))
+    }
+
+    fn process_mut(&mut self, name: &str) -> &mut Process {
+        self.processes.get_mut(name).unwrap_or_else(|| panic!("no process {name}"))
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("log").join(format!("{name}.out"))
+    }
+
+    fn log_tail(&self, name: &str) -> String {
+        tail(&self.log_path(name))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.processes.values_mut() {
+            let _ended = process.child.kill();
+            let _reaped = process.child.wait();
+        }
+        if std::thread::panicking() {
+            let Ok(entries) = std::fs::read_dir(self.dir.path().join("log")) else { return };
+            for entry in entries.flatten() {
+                eprintln!("--- {}\n{}", entry.path().display(), tail(&entry.path()));
+            }
+        }
+    }
+}
+
+/// The last lines of a file.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// A binary of the workspace, in the profile of the running test.
+pub fn binary_path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    profile.join(name)
+}

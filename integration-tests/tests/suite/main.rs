@@ -1,0 +1,9 @@
+//! Weir as its users run it: real processes, real kills, exact results.
+
+mod failures;
+mod local_cluster;
+mod real_data;
+mod refusals;
+mod savepoints;
+mod support;
+mod windows;

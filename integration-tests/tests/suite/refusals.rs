@@ -1,0 +1,84 @@
+//! Bad input gets a clear error where the user looks for it.
+
+use weir_integration_tests::cluster::{Cluster, Ran};
+
+use crate::support::{append, has_read, readings, submit, totals_script};
+
+/// The first line of an error, and its exit code.
+fn refusal(ran: &Ran) -> (i32, &str) {
+    (ran.code, ran.stderr.lines().next().unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_things_are_not_found() {
+    let cluster = Cluster::start(0, 1);
+    for (arguments, line) in [
+        (&["job", "show", "nothing"][..], "error[NOT_FOUND]: "),
+        (&["cancel", "nothing"], "error[NOT_FOUND]: "),
+        (&["savepoint", "nothing"], "error[NOT_FOUND]: "),
+        (&["snapshots", "show", "sp-nothing"], "error[NOT_FOUND]: "),
+        (&["stream", "describe", "no/stream"], "error[NOT_FOUND]: "),
+        (&["group", "describe", "nogroup"], "error[NOT_FOUND]: "),
+    ] {
+        let ran = cluster.weir(arguments);
+        let (code, first) = refusal(&ran);
+        assert_eq!(code, 6, "{arguments:?}: {}", ran.stderr);
+        assert!(first.starts_with(line), "{arguments:?}: {first}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_jobmanager_is_named_with_a_hint() {
+    let cluster = Cluster::start(0, 1);
+    let ran = cluster.weir(&["--jobmanager", "127.0.0.1:1", "list"]);
+    assert_eq!(refusal(&ran), (17, "error[UNAVAILABLE]: no JobManager answers at 127.0.0.1:1"));
+    assert!(ran.stderr.contains("hint: Start a local cluster with `weir cluster start`"), "{}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_with_a_mistake_is_refused_with_line_and_column() {
+    let cluster = Cluster::start(0, 1);
+    let script = cluster.write("bad.sql", "CREATE TABLE t (a INT) WITH ('connector' = 'print');\nINSERT INTO t SELEKT 1;");
+    let ran = cluster.weir(&["run", &script]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 2, column 15"), "{}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_or_damaged_savepoint_is_refused_before_the_job_starts() {
+    let cluster = Cluster::start(1, 1);
+    append(&cluster, "test/in", &readings(0, 1_000));
+    let script = cluster.write("job.sql", &totals_script("1 s"));
+    let ran = cluster.weir(&["run", "-d", "-s", "/no/such/savepoint", &script]);
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    let job = submit(&cluster, &totals_script("1 s"), &[]);
+    has_read(&cluster, &job, 1_000).await;
+    let savepoint = cluster.weir_json(&["stop", &job]);
+    let directory = savepoint["directory"].as_str().expect("a directory");
+    let manifest = std::fs::read_dir(directory)
+        .expect("a directory")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.is_file())
+        .expect("a manifest");
+    std::fs::write(&manifest, "half").expect("a writable file");
+    let ran = cluster.weir(&["run", "-d", "-s", directory, &script]);
+    assert_eq!(ran.code, 19, "{}", ran.stderr);
+    assert!(ran.stderr.contains("CORRUPT"), "{}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_record_fails_the_job_naming_where_it_lies() {
+    let cluster = Cluster::start(1, 1);
+    append(&cluster, "test/in", &readings(0, 10));
+    let file = cluster.write("bad.jsonl", "{\"sensor\": 5");
+    let ran = cluster.weir(&["stream", "append", "test/in", &file, "--raw"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let script = cluster.write(
+        "job.sql",
+        &(totals_script("1 s") + "SET 'restart-strategy.fixed-delay.attempts' = '0';"),
+    );
+    let ran = cluster.weir(&["run", &script]);
+    assert_eq!(ran.code, 5, "{}", ran.stderr);
+    assert!(ran.stderr.contains("test/in") && ran.stderr.contains("offset"), "{}", ran.stderr);
+}

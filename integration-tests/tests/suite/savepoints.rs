@@ -1,0 +1,69 @@
+//! Savepoints: taken, resumed at other parallelisms, copied, damaged, disposed of.
+
+use std::path::Path;
+
+use weir_integration_tests::cluster::Cluster;
+use weir_integration_tests::oracle::{fold, tumble};
+
+use crate::support::{append, drain, has_read, read, readings, rows_covered, submit, totals_script};
+
+/// Runs over the first half at one parallelism, stops with a savepoint, and resumes on the rest at another.
+async fn resumes_exactly(before: &str, after: &str) {
+    let cluster = Cluster::start(2, 2);
+    let rows = readings(0, 12_000);
+    append(&cluster, "test/in", &rows[..6_000]);
+    let job = submit(&cluster, &totals_script("1 s"), &["-p", before]);
+    has_read(&cluster, &job, 6_000).await;
+    let savepoint = cluster.weir_json(&["stop", "--savepoint-path", &cluster.path("mine"), &job]);
+    assert_eq!(rows_covered(&savepoint), 6_000);
+    append(&cluster, "test/in", &rows[6_000..]);
+    let directory = savepoint["directory"].as_str().expect("a directory");
+    let resumed = submit(&cluster, &totals_script("1 s"), &["-p", after, "-s", directory]);
+    has_read(&cluster, &resumed, 6_000).await;
+    drain(&cluster, &resumed).await;
+    let written = read(&cluster, "test/out");
+    let expected = tumble(&rows, "sensor", "at", "reading", 1000);
+    assert_eq!(written.len(), expected.len(), "a window was written twice");
+    assert_eq!(fold(&written, "sensor"), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_resumes_at_a_larger_parallelism() {
+    resumes_exactly("1", "4").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_resumes_at_a_smaller_parallelism() {
+    resumes_exactly("3", "2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_taken_while_the_job_goes_on_can_be_moved_and_resumed() {
+    let cluster = Cluster::start(1, 2);
+    let rows = readings(0, 4_000);
+    append(&cluster, "test/in", &rows);
+    let job = submit(&cluster, &totals_script("1 s"), &["-p", "2"]);
+    has_read(&cluster, &job, 4_000).await;
+    let savepoint = cluster.weir_json(&["savepoint", &job, &cluster.path("mine")]);
+    cluster.weir_json(&["cancel", &job]);
+    let moved = cluster.path("moved");
+    std::fs::rename(savepoint["directory"].as_str().expect("a directory"), &moved).expect("a movable directory");
+    let resumed = submit(&cluster, &totals_script("1 s"), &["-s", &moved]);
+    drain(&cluster, &resumed).await;
+    assert_eq!(fold(&read(&cluster, "test/out"), "sensor"), tumble(&rows, "sensor", "at", "reading", 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disposed_savepoint_is_gone_from_the_list_and_from_disk() {
+    let cluster = Cluster::start(1, 1);
+    append(&cluster, "test/in", &readings(0, 1_000));
+    let job = submit(&cluster, &totals_script("1 s"), &[]);
+    has_read(&cluster, &job, 1_000).await;
+    let savepoint = cluster.weir_json(&["savepoint", &job]);
+    let (id, directory) = (savepoint["id"].as_str().expect("an id"), savepoint["directory"].as_str().expect("a path"));
+    assert!(Path::new(directory).is_dir());
+    let disposed = cluster.weir_json(&["savepoint", "-d", id]);
+    assert_eq!(disposed["bytes_freed"], savepoint["bytes"]);
+    assert!(!Path::new(directory).exists());
+    assert_eq!(cluster.weir_json(&["snapshots", "list", "--savepoints"]), serde_json::json!([]));
+}

@@ -1,0 +1,89 @@
+//! Input and scripts that several tests use.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use weir_integration_tests::cluster::Cluster;
+use weir_integration_tests::jobs::{job_in_state, job_until};
+use weir_proto::pb::client::v1::JobState;
+
+/// Partitions of the input stream.
+pub const PARTITIONS: &str = "4";
+
+/// `count` readings from number `from` on: ten sensors, a reading each 10 ms of event time, up to two seconds out of order.
+pub fn readings(from: u64, count: u64) -> Vec<Value> {
+    let reading = |i: u64| {
+        let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let at_ms = i * 10 + 2_000 - random % 2_000;
+        let (second, ms) = (at_ms / 1000, at_ms % 1000);
+        let at = format!("2026-01-01T{:02}:{:02}:{:02}.{ms:03}Z", second / 3600, second / 60 % 60, second % 60);
+        json!({"sensor": format!("s{}", random % 10), "reading": random % 100, "at": at})
+    };
+    (from..from + count).map(reading).collect()
+}
+
+/// One JSON text a line.
+pub fn lines(rows: &[Value]) -> String {
+    rows.iter().fold(String::new(), |mut text, row| {
+        writeln!(text, "{row}").expect("a string");
+        text
+    })
+}
+
+/// Counts and sums readings per sensor and second, from stream `test/in` to stream `test/out`.
+pub fn totals_script(checkpoint_interval: &str) -> String {
+    format!(
+        "CREATE TABLE readings (sensor STRING, reading BIGINT, `at` TIMESTAMP(3),
+             WATERMARK FOR `at` AS `at` - INTERVAL '3' SECOND)
+         WITH ('connector' = 'stream-store', 'stream' = 'test/in', 'format' = 'json');
+         CREATE TABLE totals (sensor STRING, window_start TIMESTAMP(3), n BIGINT, total BIGINT)
+         WITH ('connector' = 'stream-store', 'stream' = 'test/out', 'format' = 'json', 'sink.partitions' = '2');
+         SET 'execution.checkpointing.interval' = '{checkpoint_interval}';
+         INSERT INTO totals
+         SELECT sensor, window_start, COUNT(*), SUM(reading)
+         FROM TABLE(TUMBLE(TABLE readings, DESCRIPTOR(`at`), INTERVAL '1' SECOND))
+         GROUP BY sensor, window_start, window_end;"
+    )
+}
+
+/// Appends rows to a stream through the command line, creating it if need be.
+pub fn append(cluster: &Cluster, stream: &str, rows: &[Value]) {
+    let file = cluster.write("rows.jsonl", &lines(rows));
+    let ran = cluster.weir(&["stream", "append", stream, &file, "--create", PARTITIONS, "--key", "sensor"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+}
+
+/// All records of a stream, as JSON.
+pub fn read(cluster: &Cluster, stream: &str) -> Vec<Value> {
+    let ran = cluster.weir(&["stream", "read", stream]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
+}
+
+/// Submits a script; the job's id.
+pub fn submit(cluster: &Cluster, script: &str, arguments: &[&str]) -> String {
+    let file = cluster.write("job.sql", script);
+    let all: Vec<&str> = ["run", "-d"].iter().chain(arguments).copied().chain([file.as_str()]).collect();
+    cluster.weir_json(&all)["id"].as_str().expect("a job id").to_owned()
+}
+
+/// Waits until the job runs and has read `rows` rows in its present attempt.
+pub async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
+    job_until(cluster, job, &format!("{rows} rows read"), |detail| {
+        detail.rows_in >= rows && detail.summary.as_ref().is_some_and(|job| job.state() == JobState::Running)
+    })
+    .await;
+}
+
+/// Drains and stops the job.
+pub async fn drain(cluster: &Cluster, job: &str) -> Value {
+    let savepoint = cluster.weir_json(&["stop", "--drain", job]);
+    job_in_state(cluster, job, JobState::Stopped).await;
+    savepoint
+}
+
+/// Offsets of a snapshot's sources, added up.
+pub fn rows_covered(snapshot: &Value) -> u64 {
+    let sources = snapshot["sources"].as_array().expect("sources");
+    sources.iter().map(|source| source["offset"].as_u64().expect("an offset")).sum()
+}
