@@ -75,12 +75,13 @@ pub async fn jobmanager_at(address: &str) -> Result<JobManager> {
 /// `UNAVAILABLE` with a hint on how to start or name one.
 pub async fn store(global: &Global) -> Result<StoreClient> {
     let address = store_address(global)?;
-    StoreClient::connect(&address).await.map_err(|error| {
-        if error.code.is_retryable() && error.hint.is_none() {
-            return error.with_hint("Start a local cluster with `weir cluster start`, or name another with --store HOST:PORT.");
-        }
-        error
-    })
+    let store = StoreClient::connect(&address)?;
+    store.wait_ready(Duration::from_secs(5)).await.map_err(|error| {
+        Error::unavailable(format!("no stream store answers at {address}"))
+            .with_detail(error.detail.unwrap_or(error.message))
+            .with_hint("Start a local cluster with `weir cluster start`, or name another with --store HOST:PORT.")
+    })?;
+    Ok(store)
 }
 
 /// A new request id: a retry within this command bears the same one.

@@ -32,7 +32,11 @@ pub fn span(from_ms: u64, to_ms: u64) -> String {
         return "-".to_owned();
     }
     let ms = to_ms.saturating_sub(from_ms);
-    if ms < 60_000 { format!("{}.{:03} s", ms / 1000, ms % 1000) } else { format!("{} min {} s", ms / 60_000, ms / 1000 % 60) }
+    if ms < 60_000 {
+        format!("{}.{:03} s", ms / 1000, ms % 1000)
+    } else {
+        format!("{} min {} s", ms / 60_000, ms / 1000 % 60)
+    }
 }
 
 /// Microseconds: `12.345 ms`.

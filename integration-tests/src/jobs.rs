@@ -7,7 +7,12 @@ use weir_proto::pb::client::v1::client_client::ClientClient;
 use crate::cluster::{Cluster, DEADLINE};
 
 /// Waits until the job's detail fulfils `done`; the detail.
-pub async fn job_until(cluster: &Cluster, job: &str, what: &str, done: impl Fn(&pb::JobDetail) -> bool) -> pb::JobDetail {
+pub async fn job_until(
+    cluster: &Cluster,
+    job: &str,
+    what: &str,
+    done: impl Fn(&pb::JobDetail) -> bool,
+) -> pb::JobDetail {
     let address = format!("http://{}", cluster.address("jobmanager"));
     let watch = async {
         loop {

@@ -74,8 +74,7 @@ impl Starting<'_> {
             process.http = started.addresses(self.deadline).await?.get("http")?.to_string();
         }
         let processes = self.started.iter().map(|(process, _)| process.clone()).collect();
-        let file =
-            ClusterFile { jobmanager: jobmanager.0, jobmanager_http: jobmanager.1, store: store.0, processes };
+        let file = ClusterFile { jobmanager: jobmanager.0, jobmanager_http: jobmanager.1, store: store.0, processes };
         file.write(self.dir)?;
         self.await_registrations(&file).await?;
         Ok(file)

@@ -46,11 +46,8 @@ pub async fn run(global: &Global, command: ClusterCommand) -> Result<()> {
 async fn status(global: &Global) -> Result<()> {
     let local = ClusterFile::read(&global.dir)?;
     let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager
-        .cluster_status(ClusterStatusRequest {})
-        .await
-        .map_err(|status| from_status(&status))?
-        .into_inner();
+    let reply =
+        jobmanager.cluster_status(ClusterStatusRequest {}).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&status_json(&reply, local.as_ref()));
     }

@@ -12,11 +12,8 @@ use crate::{connect, output};
 /// `weir list`: the jobs that have not ended; `-r`, `-s` and `-a` as in Flink.
 pub async fn list(global: &Global, running: bool, scheduled: bool, all: bool) -> Result<()> {
     let unfiltered = !running && !scheduled;
-    let request = pb::ListJobsRequest {
-        running: running || unfiltered,
-        scheduled: scheduled || unfiltered,
-        ended: all,
-    };
+    let request =
+        pb::ListJobsRequest { running: running || unfiltered, scheduled: scheduled || unfiltered, ended: all };
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = jobmanager.list_jobs(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {

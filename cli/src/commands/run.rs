@@ -66,9 +66,8 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
             return Ok(detail);
         }
     }
-    Err(Error::new(Code::Unavailable, "the JobManager ended the connection").with_hint(format!(
-        "The job goes on if the JobManager comes back; look at it with `weir job show {job}`."
-    )))
+    Err(Error::new(Code::Unavailable, "the JobManager ended the connection")
+        .with_hint(format!("The job goes on if the JobManager comes back; look at it with `weir job show {job}`.")))
 }
 
 /// `weir explain`.

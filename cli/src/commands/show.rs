@@ -173,11 +173,7 @@ pub fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
             count(snapshot.rows),
         ]
     });
-    output::table(
-        &["snapshot", "kind", "job", "owner", "state", "triggered", "took", "size", "rows"],
-        &[6, 7, 8],
-        rows,
-    )
+    output::table(&["snapshot", "kind", "job", "owner", "state", "triggered", "took", "size", "rows"], &[6, 7, 8], rows)
 }
 
 /// One snapshot with all its parts, for people.
@@ -186,11 +182,7 @@ pub fn snapshot_text(snapshot: &pb::Snapshot) -> String {
     let trigger = if snapshot.trigger.is_empty() { "-" } else { &snapshot.trigger };
     text += &format!(
         "\nJob {} ({}), parallelism {}, trigger {trigger}, {}/{} subtasks acknowledged\n",
-        snapshot.job,
-        snapshot.job_name,
-        snapshot.parallelism,
-        snapshot.subtasks_acknowledged,
-        snapshot.subtasks_total,
+        snapshot.job, snapshot.job_name, snapshot.parallelism, snapshot.subtasks_acknowledged, snapshot.subtasks_total,
     );
     if !snapshot.directory.is_empty() {
         text += &format!("Directory {}\n", snapshot.directory);

@@ -43,13 +43,7 @@ async fn trigger(
 }
 
 /// `weir stop`.
-pub async fn stop(
-    global: &Global,
-    job: String,
-    directory: Option<PathBuf>,
-    drain: bool,
-    wait: WaitArgs,
-) -> Result<()> {
+pub async fn stop(global: &Global, job: String, directory: Option<PathBuf>, drain: bool, wait: WaitArgs) -> Result<()> {
     let request = pb::StopJobRequest {
         request_id: connect::request_id(),
         job,

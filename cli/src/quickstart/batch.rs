@@ -211,7 +211,8 @@ async fn aggregate(spec: &WindowAggregateSpec, schema: &SchemaRef, rows: &Record
         .collect();
     let rows = RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec()).map_err(internal)?;
     let group = spec.keys.iter().map(|key| ident(&names[*key])).chain([ident(WINDOW_START)]).collect();
-    let calls = spec.aggregates.iter().enumerate().map(|(index, call)| Ok(call_expr(call, &names)?.alias(format!("a{index}"))));
+    let calls =
+        spec.aggregates.iter().enumerate().map(|(index, call)| Ok(call_expr(call, &names)?.alias(format!("a{index}"))));
     let calls = calls.collect::<Result<Vec<Expr>>>()?;
     let batches = SessionContext::new()
         .read_batch(rows)
@@ -228,7 +229,8 @@ async fn aggregate(spec: &WindowAggregateSpec, schema: &SchemaRef, rows: &Record
 /// One row per row and window that it falls into, the window's start in milliseconds as last column.
 fn with_windows(spec: &WindowAggregateSpec, rows: &RecordBatch) -> Result<RecordBatch> {
     let time = rows.column(spec.time_column);
-    let time = cast(time, &DataType::Timestamp(TimeUnit::Millisecond, None)).and_then(|time| cast(&time, &DataType::Int64));
+    let time =
+        cast(time, &DataType::Timestamp(TimeUnit::Millisecond, None)).and_then(|time| cast(&time, &DataType::Int64));
     let time = time.map_err(internal)?;
     let time: &Int64Array = time.as_primitive();
     let (mut rows_taken, mut starts) = (Vec::new(), Vec::new());
@@ -272,9 +274,7 @@ fn call_expr(call: &AggregateSpec, names: &[String]) -> Result<Expr> {
     };
     let count_of = |value: Expr| decorate(expr_fn::count(value));
     match call.function {
-        AggregateFunction::Count => {
-            count_of(argument.unwrap_or_else(|| datafusion::logical_expr::lit(1i64)))
-        }
+        AggregateFunction::Count => count_of(argument.unwrap_or_else(|| datafusion::logical_expr::lit(1i64))),
         AggregateFunction::Sum => decorate(expr_fn::sum(value()?)),
         AggregateFunction::Min => decorate(expr_fn::min(value()?)),
         AggregateFunction::Max => decorate(expr_fn::max(value()?)),

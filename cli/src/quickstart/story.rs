@@ -44,7 +44,7 @@ impl<'a> Story<'a> {
     /// Whatever went wrong; a result that differs from the batch computation.
     pub async fn await_told(self) -> Result<Value> {
         let mut jobmanager = connect::jobmanager_at(&self.cluster.jobmanager).await?;
-        let store = StoreClient::connect(&self.cluster.store).await?;
+        let store = StoreClient::connect(&self.cluster.store)?;
         let outputs = Outputs::of(&self.input.script)?;
         let stream: StreamName = INPUT_STREAM.parse()?;
         create_stream(&store, &stream, PARTITIONS).await?;

@@ -21,9 +21,11 @@ async fn survives(fault: impl AsyncFnOnce(&mut Cluster)) {
     append(&cluster, "test/in", rest);
     // The positions of a checkpoint say what was read, whatever was restarted meanwhile.
     job_until(&cluster, &job, "a checkpoint at the end of the input", |detail| {
-        is_running(detail) && detail.recent_snapshots.iter().any(|snapshot| {
-            snapshot.state == "COMPLETED" && snapshot.sources.iter().map(|source| source.offset).sum::<u64>() == ROWS
-        })
+        is_running(detail)
+            && detail.recent_snapshots.iter().any(|snapshot| {
+                snapshot.state == "COMPLETED"
+                    && snapshot.sources.iter().map(|source| source.offset).sum::<u64>() == ROWS
+            })
     })
     .await;
     drain(&cluster, &job).await;

@@ -24,7 +24,8 @@ fn is_running(pid: u64) -> bool {
 fn a_local_cluster_starts_is_described_and_leaves_nothing_running() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     stdout(&weir(dir.path(), &["cluster", "start", "--port", "0", "--taskmanagers", "3", "--slots", "1"]));
-    let status: Value = serde_json::from_str(&stdout(&weir(dir.path(), &["--json", "cluster", "status"]))).expect("JSON");
+    let status: Value =
+        serde_json::from_str(&stdout(&weir(dir.path(), &["--json", "cluster", "status"]))).expect("JSON");
     let processes = status["processes"].as_array().expect("processes").clone();
     let second = weir(dir.path(), &["cluster", "start", "--port", "0"]);
     let stopped = stdout(&weir(dir.path(), &["cluster", "stop"]));

@@ -38,7 +38,8 @@ async fn an_unreachable_jobmanager_is_named_with_a_hint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_with_a_mistake_is_refused_with_line_and_column() {
     let cluster = Cluster::start(0, 1);
-    let script = cluster.write("bad.sql", "CREATE TABLE t (a INT) WITH ('connector' = 'print');\nINSERT INTO t SELEKT 1;");
+    let script =
+        cluster.write("bad.sql", "CREATE TABLE t (a INT) WITH ('connector' = 'print');\nINSERT INTO t SELEKT 1;");
     let ran = cluster.weir(&["run", &script]);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(ran.stderr.contains("line 2, column 15"), "{}", ran.stderr);
@@ -74,10 +75,8 @@ async fn a_malformed_record_fails_the_job_naming_where_it_lies() {
     let file = cluster.write("bad.jsonl", "{\"sensor\": 5");
     let ran = cluster.weir(&["stream", "append", "test/in", &file, "--raw"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let script = cluster.write(
-        "job.sql",
-        &(totals_script("1 s") + "SET 'restart-strategy.fixed-delay.attempts' = '0';"),
-    );
+    let script =
+        cluster.write("job.sql", &(totals_script("1 s") + "SET 'restart-strategy.fixed-delay.attempts' = '0';"));
     let ran = cluster.weir(&["run", &script]);
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(ran.stderr.contains("test/in") && ran.stderr.contains("offset"), "{}", ran.stderr);
