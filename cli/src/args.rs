@@ -8,7 +8,7 @@ use clap_complete::Shell;
 /// A small distributed stream engine whose snapshots are governed.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, arg_required_else_help = true, max_term_width = 100)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -17,7 +17,7 @@ pub struct Args {
 
 /// Options that every command takes.
 #[derive(Clone, Debug, ClapArgs)]
-pub struct Global {
+pub(crate) struct Global {
     /// Address of the JobManager; default: the one of the local cluster in --dir, else 127.0.0.1:6123
     #[arg(long, global = true, env = "WEIR_JOBMANAGER", value_name = "HOST:PORT")]
     pub jobmanager: Option<String>,
@@ -33,7 +33,7 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Start, stop and look at a local cluster of separate processes
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -119,7 +119,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ClusterCommand {
+pub(crate) enum ClusterCommand {
     /// Start one stream store, one JobManager and some TaskManagers
     Start(StartArgs),
     /// Stop the cluster in --dir
@@ -129,7 +129,7 @@ pub enum ClusterCommand {
 }
 
 #[derive(Clone, Debug, ClapArgs)]
-pub struct StartArgs {
+pub(crate) struct StartArgs {
     /// Number of TaskManagers
     #[arg(short = 't', long, default_value_t = 2)]
     pub taskmanagers: u32,
@@ -145,7 +145,7 @@ pub struct StartArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// The script; `-` for standard input
     pub script: PathBuf,
     /// Return as soon as the job is accepted
@@ -162,7 +162,7 @@ pub struct RunArgs {
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
-pub struct PlanArgs {
+pub(crate) struct PlanArgs {
     /// Parallelism of the job; stronger than the script's SET
     #[arg(short, long)]
     pub parallelism: Option<u32>,
@@ -178,7 +178,7 @@ pub struct PlanArgs {
 }
 
 #[derive(Clone, Debug, ClapArgs)]
-pub struct WaitArgs {
+pub(crate) struct WaitArgs {
     /// Give up on the snapshot after this long, for example `90s`
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<weir_service::units::TimeSpan>,
@@ -188,7 +188,7 @@ pub struct WaitArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum JobCommand {
+pub(crate) enum JobCommand {
     /// Show a job with its chains, subtasks and newest snapshots
     Show {
         /// The job: id, unique prefix of an id, or name
@@ -197,7 +197,7 @@ pub enum JobCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum SnapshotsCommand {
+pub(crate) enum SnapshotsCommand {
     /// List checkpoints and savepoints
     List {
         /// Of this job only: id, unique prefix of an id, or name
@@ -218,7 +218,7 @@ pub enum SnapshotsCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum StreamCommand {
+pub(crate) enum StreamCommand {
     /// Create a stream
     Create {
         /// `scope/stream`
@@ -272,7 +272,7 @@ pub enum StreamCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct AppendArgs {
+pub(crate) struct AppendArgs {
     /// `scope/stream`
     pub stream: String,
     /// The file, gzip if it ends in .gz; default: standard input
@@ -290,7 +290,7 @@ pub struct AppendArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct ReadArgs {
+pub(crate) struct ReadArgs {
     /// `scope/stream`
     pub stream: String,
     /// One partition only
@@ -311,7 +311,7 @@ pub struct ReadArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum GroupCommand {
+pub(crate) enum GroupCommand {
     /// List reader groups
     List,
     /// Show a group's members, positions and checkpoints
@@ -322,7 +322,7 @@ pub enum GroupCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct QuickstartArgs {
+pub(crate) struct QuickstartArgs {
     /// Keep cluster data and logs in this directory instead of a temporary one
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub keep: Option<PathBuf>,

@@ -19,15 +19,15 @@ const STORE_DEFAULT: &str = "127.0.0.1:6124";
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// The JobManager's API.
-pub type JobManager = ClientClient<Channel>;
+pub(crate) type JobManager = ClientClient<Channel>;
 
 /// Address of the JobManager: flag or environment, else the local cluster's, else the default.
-pub fn jobmanager_address(global: &Global) -> Result<String> {
+pub(crate) fn jobmanager_address(global: &Global) -> Result<String> {
     address(global, global.jobmanager.as_ref(), |file| file.jobmanager.clone(), JOBMANAGER_DEFAULT)
 }
 
 /// Address of the stream store, found in the same way.
-pub fn store_address(global: &Global) -> Result<String> {
+pub(crate) fn store_address(global: &Global) -> Result<String> {
     address(global, global.store.as_ref(), |file| file.store.clone(), STORE_DEFAULT)
 }
 
@@ -47,7 +47,7 @@ fn address(
 ///
 /// # Errors
 /// `UNAVAILABLE` with a hint on how to start or name one.
-pub async fn jobmanager(global: &Global) -> Result<JobManager> {
+pub(crate) async fn jobmanager(global: &Global) -> Result<JobManager> {
     let address = jobmanager_address(global)?;
     jobmanager_at(&address).await
 }
@@ -56,7 +56,7 @@ pub async fn jobmanager(global: &Global) -> Result<JobManager> {
 ///
 /// # Errors
 /// `UNAVAILABLE` with a hint on how to start or name one.
-pub async fn jobmanager_at(address: &str) -> Result<JobManager> {
+pub(crate) async fn jobmanager_at(address: &str) -> Result<JobManager> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::invalid(format!("{address:?} is not an address")).with_hint("Write HOST:PORT."))?
         .connect_timeout(Duration::from_secs(5))
@@ -73,7 +73,7 @@ pub async fn jobmanager_at(address: &str) -> Result<JobManager> {
 ///
 /// # Errors
 /// `UNAVAILABLE` with a hint on how to start or name one.
-pub async fn store(global: &Global) -> Result<StoreClient> {
+pub(crate) async fn store(global: &Global) -> Result<StoreClient> {
     let address = store_address(global)?;
     let store = StoreClient::connect(&address)?;
     store.wait_ready(Duration::from_secs(5)).await.map_err(|error| {
@@ -85,12 +85,12 @@ pub async fn store(global: &Global) -> Result<StoreClient> {
 }
 
 /// A new request id: a retry within this command bears the same one.
-pub fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
 /// A duration flag as the API takes it.
-pub fn timeout_ms(span: Option<TimeSpan>) -> Option<u64> {
+pub(crate) fn timeout_ms(span: Option<TimeSpan>) -> Option<u64> {
     span.map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
 }
 

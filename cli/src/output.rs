@@ -7,7 +7,7 @@ use serde_json::Value;
 use weir_types::{Error, Result};
 
 /// A table without borders whose columns are aligned; `numeric` columns to the right.
-pub fn table(header: &[&str], numeric: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], numeric: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|name| name.to_uppercase()));
@@ -29,7 +29,7 @@ pub fn table(header: &[&str], numeric: &[usize], rows: impl IntoIterator<Item = 
 ///
 /// # Errors
 /// `IO` for anything but a closed pipe.
-pub fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -42,25 +42,25 @@ pub fn print(text: &str) -> Result<()> {
 ///
 /// # Errors
 /// `IO` if standard output cannot be written.
-pub fn print_json(value: &Value) -> Result<()> {
+pub(crate) fn print_json(value: &Value) -> Result<()> {
     print(&format!("{value:#}\n"))
 }
 
 /// A line on stderr that says what is going on; rewritten in place on a terminal, absent otherwise.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     terminal: bool,
     shown: usize,
 }
 
 impl Progress {
     /// A line that shows nothing yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), shown: 0 }
     }
 
     /// Replaces the line.
-    pub fn show(&mut self, text: &str) {
+    pub(crate) fn show(&mut self, text: &str) {
         if self.terminal {
             let width = text.chars().count();
             eprint!("\r{text}{}", " ".repeat(self.shown.saturating_sub(width)));
@@ -69,7 +69,7 @@ impl Progress {
     }
 
     /// Removes the line.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if self.terminal && self.shown > 0 {
             eprint!("\r{}\r", " ".repeat(self.shown));
             self.shown = 0;
@@ -84,7 +84,7 @@ impl Drop for Progress {
 }
 
 /// A number of bytes for people: `1.5 MiB`.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB"] {
@@ -98,7 +98,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// A number with thousands set apart: `1,234,567`.
-pub fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

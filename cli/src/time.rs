@@ -3,7 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 
 /// A moment in ms since the epoch as RFC 3339 in UTC; zero is `-`.
-pub fn moment(ms: u64) -> String {
+pub(crate) fn moment(ms: u64) -> String {
     if ms == 0 {
         return "-".to_owned();
     }
@@ -12,7 +12,7 @@ pub fn moment(ms: u64) -> String {
 }
 
 /// A watermark in ms since the epoch: none yet, a moment, or the end of a bounded input.
-pub fn watermark(ms: i64) -> String {
+pub(crate) fn watermark(ms: i64) -> String {
     match ms {
         i64::MIN => "-".to_owned(),
         i64::MAX => "end".to_owned(),
@@ -22,12 +22,12 @@ pub fn watermark(ms: i64) -> String {
 }
 
 /// Now, in ms since the epoch.
-pub fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default()
 }
 
 /// A span between two moments in ms: `1.250 s`; `-` while the later is zero.
-pub fn span(from_ms: u64, to_ms: u64) -> String {
+pub(crate) fn span(from_ms: u64, to_ms: u64) -> String {
     if from_ms == 0 || to_ms == 0 {
         return "-".to_owned();
     }
@@ -40,6 +40,6 @@ pub fn span(from_ms: u64, to_ms: u64) -> String {
 }
 
 /// Microseconds: `12.345 ms`.
-pub fn micros(us: u64) -> String {
+pub(crate) fn micros(us: u64) -> String {
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }

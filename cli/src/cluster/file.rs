@@ -9,7 +9,7 @@ use crate::cluster::process::ProcessId;
 
 /// The processes of a local cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterFile {
+pub(crate) struct ClusterFile {
     /// Address of the JobManager's API.
     pub jobmanager: String,
     /// Address of the JobManager's HTTP pages.
@@ -22,7 +22,7 @@ pub struct ClusterFile {
 
 /// One process of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
+pub(crate) struct Process {
     /// `store`, `jobmanager`, `tm-1` …
     pub name: String,
     /// Which process it is.
@@ -33,7 +33,7 @@ pub struct Process {
 
 impl ClusterFile {
     /// Where the file lies.
-    pub fn path(dir: &Path) -> PathBuf {
+    pub(crate) fn path(dir: &Path) -> PathBuf {
         dir.join("cluster.json")
     }
 
@@ -41,7 +41,7 @@ impl ClusterFile {
     ///
     /// # Errors
     /// `IO` or `CORRUPT`, naming the file.
-    pub fn read(dir: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
         let path = Self::path(dir);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -59,7 +59,7 @@ impl ClusterFile {
     ///
     /// # Errors
     /// `IO`, naming the file.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let path = Self::path(dir);
         let temporary = dir.join("cluster.json.new");
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::internal(error.to_string()))?;
@@ -72,7 +72,7 @@ impl ClusterFile {
     ///
     /// # Errors
     /// `IO`, naming the file.
-    pub fn remove(dir: &Path) -> Result<()> {
+    pub(crate) fn remove(dir: &Path) -> Result<()> {
         let path = Self::path(dir);
         std::fs::remove_file(&path).map_err(|error| Error::io(format!("could not remove {}", path.display()), &error))
     }

@@ -3,7 +3,7 @@
 //! Invariant: a process is signalled only after it was recognised as the one that was started (same id and same start
 //! time), so a reused process id never hits a stranger.
 
-pub mod file;
-pub mod process;
-pub mod start;
-pub mod stop;
+pub(crate) mod file;
+pub(crate) mod process;
+pub(crate) mod start;
+pub(crate) mod stop;

@@ -15,7 +15,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A process, told apart from a later one that reuses its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
+pub(crate) struct ProcessId {
     /// The process id.
     pub pid: u32,
     /// When it was started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
@@ -24,7 +24,7 @@ pub struct ProcessId {
 
 impl ProcessId {
     /// The running process with this number; none if there is none, or only its remains (a zombie).
-    pub fn of(pid: u32) -> Option<Self> {
+    pub(crate) fn of(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The command's name, in parentheses, may hold anything; the fields after it are numbers.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
@@ -36,12 +36,12 @@ impl ProcessId {
     }
 
     /// Whether it still runs.
-    pub fn is_running(self) -> bool {
+    pub(crate) fn is_running(self) -> bool {
         Self::of(self.pid) == Some(self)
     }
 
     /// Sends a signal, unless it has ended.
-    pub fn signal(self, signal: Signal) {
+    pub(crate) fn signal(self, signal: Signal) {
         if self.is_running()
             && let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
         {
@@ -51,7 +51,7 @@ impl ProcessId {
     }
 
     /// Resident memory in bytes; none if it has ended.
-    pub fn resident_bytes(self) -> Option<u64> {
+    pub(crate) fn resident_bytes(self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -59,7 +59,7 @@ impl ProcessId {
     }
 
     /// Waits until it has ended; false if it has not by the deadline.
-    pub async fn ended(self, deadline: Instant) -> bool {
+    pub(crate) async fn ended(self, deadline: Instant) -> bool {
         while self.is_running() {
             if Instant::now() >= deadline {
                 return false;
@@ -72,7 +72,7 @@ impl ProcessId {
 
 /// What to start.
 #[derive(Debug)]
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// The name within the cluster: `tm-1`.
     pub name: &'a str,
     /// The binary's name: `weir-taskmanager`.
@@ -87,7 +87,7 @@ pub struct Launch<'a> {
 
 /// A process that was started by this one.
 #[derive(Debug)]
-pub struct Started {
+pub(crate) struct Started {
     /// Which process it is.
     pub id: ProcessId,
     child: Child,
@@ -100,7 +100,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     /// `NOT_FOUND` if the binary is missing, `IO` if it cannot be started.
-    pub fn start(self) -> Result<Started> {
+    pub(crate) fn start(self) -> Result<Started> {
         let binary = find_binary(self.binary)?;
         let output = self.log_dir.join(format!("{}.out", self.name));
         let addresses = self.log_dir.join(format!("{}.addresses", self.name));
@@ -129,7 +129,7 @@ impl Started {
     ///
     /// # Errors
     /// With what the process printed last if it ended instead; `TIMEOUT` at the deadline.
-    pub async fn addresses(&mut self, deadline: Instant) -> Result<weir_service::net::AddressFile> {
+    pub(crate) async fn addresses(&mut self, deadline: Instant) -> Result<weir_service::net::AddressFile> {
         loop {
             if let Some(file) = weir_service::net::AddressFile::read(&self.addresses)?
                 && file.pid == self.id.pid
@@ -149,7 +149,7 @@ impl Started {
     ///
     /// # Errors
     /// With what it printed last.
-    pub fn check_alive(&mut self) -> Result<()> {
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
         let status = match self.child.try_wait() {
             Ok(None) => return Ok(()),
             Ok(Some(status)) => status.to_string(),

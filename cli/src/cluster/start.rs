@@ -22,7 +22,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// `ALREADY_EXISTS` if one runs there; else what kept a process from starting. Nothing is left running then.
-pub async fn start(dir: &Path, args: &StartArgs) -> Result<ClusterFile> {
+pub(crate) async fn start(dir: &Path, args: &StartArgs) -> Result<ClusterFile> {
     std::fs::create_dir_all(dir.join("log"))
         .map_err(|error| Error::io(format!("could not create {}", dir.join("log").display()), &error))?;
     let dir = dir.canonicalize().map_err(|error| Error::io(format!("could not open {}", dir.display()), &error))?;

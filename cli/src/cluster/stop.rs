@@ -13,7 +13,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// What became of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// It had ended before.
     NotRunning,
     /// It shut down.
@@ -24,7 +24,7 @@ pub enum Stopped {
 
 impl Stopped {
     /// For people.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Stopped::NotRunning => "was not running",
             Stopped::Gracefully => "stopped",
@@ -37,7 +37,7 @@ impl Stopped {
 ///
 /// # Errors
 /// `NOT_FOUND` if there is no cluster.
-pub async fn stop(dir: &Path) -> Result<Vec<(String, Stopped)>> {
+pub(crate) async fn stop(dir: &Path) -> Result<Vec<(String, Stopped)>> {
     let Some(file) = ClusterFile::read(dir)? else {
         return Err(Error::not_found(format!("no cluster was started in {}", dir.display()))
             .with_hint("Name the cluster's directory with --dir."));
@@ -48,7 +48,7 @@ pub async fn stop(dir: &Path) -> Result<Vec<(String, Stopped)>> {
 }
 
 /// Stops processes in the reverse order of their start: all TaskManagers together, then the JobManager, then the store.
-pub async fn stop_processes(processes: &[Process]) -> Vec<(String, Stopped)> {
+pub(crate) async fn stop_processes(processes: &[Process]) -> Vec<(String, Stopped)> {
     let mut outcome = Vec::with_capacity(processes.len());
     let (servers, task_managers) = processes.split_at(processes.len().min(2));
     for group in std::iter::once(task_managers).chain(servers.chunks(1).rev()) {

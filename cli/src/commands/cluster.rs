@@ -11,7 +11,7 @@ use crate::cluster::{start, stop};
 use crate::{connect, output};
 
 /// Runs a `cluster` command.
-pub async fn run(global: &Global, command: ClusterCommand) -> Result<()> {
+pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Result<()> {
     match command {
         ClusterCommand::Start(args) => {
             let begun = std::time::Instant::now();

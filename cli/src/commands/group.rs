@@ -8,11 +8,11 @@ use crate::args::{Global, GroupCommand};
 use crate::{connect, output, time};
 
 /// Runs a `group` command.
-pub async fn run(global: &Global, command: GroupCommand) -> Result<()> {
+pub(crate) async fn run(global: &Global, command: GroupCommand) -> Result<()> {
     let store = connect::store(global).await?;
     match command {
         GroupCommand::List => {
-            let groups = store.list_groups().await?;
+            let groups = store.list_groups(None).await?;
             if global.json {
                 return output::print_json(&json!(groups));
             }

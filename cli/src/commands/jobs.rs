@@ -10,7 +10,7 @@ use crate::commands::show;
 use crate::{connect, output};
 
 /// `weir list`: the jobs that have not ended; `-r`, `-s` and `-a` as in Flink.
-pub async fn list(global: &Global, running: bool, scheduled: bool, all: bool) -> Result<()> {
+pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: bool) -> Result<()> {
     let unfiltered = !running && !scheduled;
     let request =
         pb::ListJobsRequest { running: running || unfiltered, scheduled: scheduled || unfiltered, ended: all };
@@ -23,7 +23,7 @@ pub async fn list(global: &Global, running: bool, scheduled: bool, all: bool) ->
 }
 
 /// `weir job …`.
-pub async fn job(global: &Global, command: JobCommand) -> Result<()> {
+pub(crate) async fn job(global: &Global, command: JobCommand) -> Result<()> {
     let JobCommand::Show { job } = command;
     let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::JobRequest { request_id: connect::request_id(), job };
@@ -35,7 +35,7 @@ pub async fn job(global: &Global, command: JobCommand) -> Result<()> {
 }
 
 /// `weir cancel`.
-pub async fn cancel(global: &Global, job: String) -> Result<()> {
+pub(crate) async fn cancel(global: &Global, job: String) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::JobRequest { request_id: connect::request_id(), job };
     let detail = jobmanager.cancel_job(request).await.map_err(|status| from_status(&status))?.into_inner();

@@ -3,10 +3,10 @@
 mod cluster;
 mod group;
 mod jobs;
-pub mod run;
-pub mod show;
+pub(crate) mod run;
+pub(crate) mod show;
 mod snapshots;
-pub mod stream;
+pub(crate) mod stream;
 
 use std::io::stdout;
 
@@ -20,7 +20,7 @@ use crate::quickstart;
 ///
 /// # Errors
 /// Whatever keeps the command from being done; it becomes the exit code.
-pub async fn run(args: Args) -> Result<()> {
+pub(crate) async fn run(args: Args) -> Result<()> {
     let global = &args.global;
     match args.command {
         Command::Cluster(command) => cluster::run(global, command).await,

@@ -15,7 +15,7 @@ use crate::connect::{self, JobManager};
 use crate::output::{self, Progress, count};
 
 /// `weir run`.
-pub async fn run(global: &Global, args: RunArgs) -> Result<()> {
+pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     let mut request = request(&args.script, &args.plan)?;
     request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
     request.allow_non_restored_state = args.allow_non_restored_state;
@@ -71,7 +71,7 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
 }
 
 /// `weir explain`.
-pub async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> Result<()> {
+pub(crate) async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> Result<()> {
     let request = request(script, plan)?;
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = jobmanager.explain(request).await.map_err(|status| from_status(&status))?.into_inner();

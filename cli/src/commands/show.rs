@@ -9,17 +9,17 @@ use crate::output::{self, bytes, count};
 use crate::time;
 
 /// The state's name as users know it.
-pub fn job_state(summary: &pb::JobSummary) -> &'static str {
+pub(crate) fn job_state(summary: &pb::JobSummary) -> &'static str {
     summary.state().as_str_name()
 }
 
 /// Whether nothing follows.
-pub fn has_ended(state: pb::JobState) -> bool {
+pub(crate) fn has_ended(state: pb::JobState) -> bool {
     matches!(state, pb::JobState::Finished | pb::JobState::Stopped | pb::JobState::Cancelled | pb::JobState::Failed)
 }
 
 /// A job for programs.
-pub fn job_json(job: &pb::JobSummary) -> Value {
+pub(crate) fn job_json(job: &pb::JobSummary) -> Value {
     json!({
         "id": job.id, "name": job.name, "state": job_state(job), "parallelism": job.parallelism,
         "attempt": job.attempt, "submitted_at_ms": job.submitted_at_ms, "started_at_ms": job.started_at_ms,
@@ -33,7 +33,7 @@ fn failure_json(failure: Option<&common::Error>) -> Value {
 }
 
 /// Jobs for people.
-pub fn jobs_table(jobs: &[pb::JobSummary]) -> String {
+pub(crate) fn jobs_table(jobs: &[pb::JobSummary]) -> String {
     let now = time::now_ms();
     let rows = jobs.iter().map(|job| {
         let until = if job.ended_at_ms == 0 { now } else { job.ended_at_ms };
@@ -51,7 +51,7 @@ pub fn jobs_table(jobs: &[pb::JobSummary]) -> String {
 }
 
 /// A job with all its parts, for programs.
-pub fn job_detail_json(job: &pb::JobDetail) -> Value {
+pub(crate) fn job_detail_json(job: &pb::JobDetail) -> Value {
     let chains: Vec<_> = job
         .chains
         .iter()
@@ -78,7 +78,7 @@ pub fn job_detail_json(job: &pb::JobDetail) -> Value {
 }
 
 /// A job with all its parts, for people.
-pub fn job_detail_text(job: &pb::JobDetail) -> String {
+pub(crate) fn job_detail_text(job: &pb::JobDetail) -> String {
     let mut text = jobs_table(job.summary.as_slice());
     if let Some(failure) = job.summary.as_ref().and_then(|summary| summary.failure.clone()) {
         text += &format!("\nNewest failure: {}\n", Error::from(failure));
@@ -123,12 +123,12 @@ pub fn job_detail_text(job: &pb::JobDetail) -> String {
 }
 
 /// `checkpoint` or `savepoint`.
-pub fn kind(snapshot: &pb::Snapshot) -> &'static str {
+pub(crate) fn kind(snapshot: &pb::Snapshot) -> &'static str {
     if snapshot.savepoint { "savepoint" } else { "checkpoint" }
 }
 
 /// A snapshot for programs.
-pub fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
+pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
     let timings: Vec<_> = snapshot
         .timings
         .iter()
@@ -159,7 +159,7 @@ pub fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
 }
 
 /// Snapshots for people.
-pub fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
+pub(crate) fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
     let rows = snapshots.iter().map(|snapshot| {
         vec![
             snapshot.id.clone(),
@@ -177,7 +177,7 @@ pub fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
 }
 
 /// One snapshot with all its parts, for people.
-pub fn snapshot_text(snapshot: &pb::Snapshot) -> String {
+pub(crate) fn snapshot_text(snapshot: &pb::Snapshot) -> String {
     let mut text = snapshots_table(std::slice::from_ref(snapshot));
     let trigger = if snapshot.trigger.is_empty() { "-" } else { &snapshot.trigger };
     text += &format!(

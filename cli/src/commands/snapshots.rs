@@ -12,12 +12,12 @@ use crate::commands::show;
 use crate::{connect, output};
 
 /// `weir savepoint JOB [DIR]`.
-pub async fn savepoint(global: &Global, job: String, directory: Option<PathBuf>, wait: WaitArgs) -> Result<()> {
+pub(crate) async fn savepoint(global: &Global, job: String, directory: Option<PathBuf>, wait: WaitArgs) -> Result<()> {
     trigger(global, job, true, directory, wait).await
 }
 
 /// `weir checkpoint JOB`.
-pub async fn checkpoint(global: &Global, job: String, wait: WaitArgs) -> Result<()> {
+pub(crate) async fn checkpoint(global: &Global, job: String, wait: WaitArgs) -> Result<()> {
     trigger(global, job, false, None, wait).await
 }
 
@@ -43,7 +43,13 @@ async fn trigger(
 }
 
 /// `weir stop`.
-pub async fn stop(global: &Global, job: String, directory: Option<PathBuf>, drain: bool, wait: WaitArgs) -> Result<()> {
+pub(crate) async fn stop(
+    global: &Global,
+    job: String,
+    directory: Option<PathBuf>,
+    drain: bool,
+    wait: WaitArgs,
+) -> Result<()> {
     let request = pb::StopJobRequest {
         request_id: connect::request_id(),
         job,
@@ -75,7 +81,7 @@ fn print_taken(global: &Global, snapshot: &pb::Snapshot) -> Result<()> {
 }
 
 /// `weir savepoint -d`.
-pub async fn dispose(global: &Global, snapshot: String) -> Result<()> {
+pub(crate) async fn dispose(global: &Global, snapshot: String) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::SnapshotRequest { request_id: connect::request_id(), snapshot: local_path(snapshot)? };
     let reply = jobmanager.delete_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
@@ -88,7 +94,7 @@ pub async fn dispose(global: &Global, snapshot: String) -> Result<()> {
 }
 
 /// `weir snapshots …`.
-pub async fn run(global: &Global, command: SnapshotsCommand) -> Result<()> {
+pub(crate) async fn run(global: &Global, command: SnapshotsCommand) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
     match command {
         SnapshotsCommand::List { job, savepoints, checkpoints } => {
@@ -114,7 +120,7 @@ pub async fn run(global: &Global, command: SnapshotsCommand) -> Result<()> {
 }
 
 /// Snapshots are named by id or by directory; a relative directory is relative to this command, not to the JobManager.
-pub fn local_path(snapshot: String) -> Result<String> {
+pub(crate) fn local_path(snapshot: String) -> Result<String> {
     let is_path = snapshot.contains('/') || Path::new(&snapshot).is_dir();
     if is_path { absolute(Path::new(&snapshot)) } else { Ok(snapshot) }
 }

@@ -21,7 +21,7 @@ use crate::time;
 const PROGRESS_RECORDS: u64 = 10_000;
 
 /// Runs a `stream` command.
-pub async fn run(global: &Global, command: StreamCommand) -> Result<()> {
+pub(crate) async fn run(global: &Global, command: StreamCommand) -> Result<()> {
     let store = connect::store(global).await?;
     match command {
         StreamCommand::Create { stream, partitions, retention_bytes, retention_time, no_fsync, if_not_exists } => {
@@ -118,7 +118,7 @@ async fn truncate(global: &Global, store: &StoreClient, stream: &str, before: &[
 ///
 /// # Errors
 /// `NOT_FOUND` or `IO` if it cannot be opened; each line may fail with `IO`.
-pub fn open_lines(file: Option<&PathBuf>) -> Result<Box<dyn Iterator<Item = Result<String>>>> {
+pub(crate) fn open_lines(file: Option<&PathBuf>) -> Result<Box<dyn Iterator<Item = Result<String>>>> {
     let name = file.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
     let reader: Box<dyn BufRead> = match file {
         None => Box::new(BufReader::new(std::io::stdin())),
@@ -170,7 +170,7 @@ async fn append(global: &Global, store: &StoreClient, args: AppendArgs) -> Resul
 ///
 /// # Errors
 /// What the store says; one that exists with other options is fine.
-pub async fn create_stream(store: &StoreClient, stream: &StreamName, partitions: u32) -> Result<()> {
+pub(crate) async fn create_stream(store: &StoreClient, stream: &StreamName, partitions: u32) -> Result<()> {
     match store.create_stream(stream, &StreamOptions::new(partitions), true).await {
         Err(error) if error.code == Code::AlreadyExists => Ok(()),
         created => created.map(drop),
@@ -181,7 +181,7 @@ pub async fn create_stream(store: &StoreClient, stream: &StreamName, partitions:
 ///
 /// # Errors
 /// `MALFORMED_RECORD` naming the line if the key field is missing; what the store says.
-pub async fn append_lines(
+pub(crate) async fn append_lines(
     store: &StoreClient,
     stream: &StreamName,
     lines: impl Iterator<Item = Result<String>>,
@@ -223,7 +223,7 @@ fn malformed(index: usize, why: &str) -> Error {
 ///
 /// # Errors
 /// `NOT_FOUND`; `CORRUPT` if the stream is damaged.
-pub async fn read_to_end(store: &StoreClient, stream: &StreamName) -> Result<Vec<String>> {
+pub(crate) async fn read_to_end(store: &StoreClient, stream: &StreamName) -> Result<Vec<String>> {
     let info = store.describe_stream(stream).await?;
     let options = ReaderOptions { until: Some(info.ends()), ..ReaderOptions::default() };
     let mut reader = Reader::open(store, stream, info.heads(), options);

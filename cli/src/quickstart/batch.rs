@@ -23,7 +23,7 @@ use weir_types::ids::OperatorId;
 use weir_types::{Code, Error, Result};
 
 /// The stream that receives late rows, if the script names one.
-pub fn late_stream(graph: &JobGraph) -> Option<(String, SchemaRef)> {
+pub(crate) fn late_stream(graph: &JobGraph) -> Option<(String, SchemaRef)> {
     let edge = graph.edges.iter().find(|edge| edge.output == Output::Late)?;
     sink_below(graph, edge.to).and_then(stream_of)
 }
@@ -32,7 +32,7 @@ pub fn late_stream(graph: &JobGraph) -> Option<(String, SchemaRef)> {
 ///
 /// # Errors
 /// `UNSUPPORTED` unless there is exactly one.
-pub fn result_stream(graph: &JobGraph) -> Result<String> {
+pub(crate) fn result_stream(graph: &JobGraph) -> Result<String> {
     let late = late_stream(graph).map(|(stream, _)| stream);
     let mut streams = graph.operators.iter().filter_map(stream_of).map(|(stream, _)| stream);
     let found = streams.by_ref().find(|stream| Some(stream) != late.as_ref());
@@ -44,7 +44,7 @@ pub fn result_stream(graph: &JobGraph) -> Result<String> {
 ///
 /// # Errors
 /// `UNSUPPORTED` for graphs that this check cannot compute; evaluation errors.
-pub async fn compute(graph: &JobGraph, input: &[String], late: &[String]) -> Result<RecordBatch> {
+pub(crate) async fn compute(graph: &JobGraph, input: &[String], late: &[String]) -> Result<RecordBatch> {
     let mut results: BTreeMap<OperatorId, RecordBatch> = BTreeMap::new();
     let mut late_found = 0;
     let mut output = None;
@@ -91,7 +91,7 @@ pub async fn compute(graph: &JobGraph, input: &[String], late: &[String]) -> Res
 ///
 /// # Errors
 /// `INTERNAL` for a type that cannot be shown.
-pub fn texts(rows: &RecordBatch) -> Result<Vec<String>> {
+pub(crate) fn texts(rows: &RecordBatch) -> Result<Vec<String>> {
     let options = FormatOptions::default().with_null("NULL");
     let columns = rows.columns().iter().map(|column| ArrayFormatter::try_new(column, &options));
     let columns = columns.collect::<std::result::Result<Vec<_>, _>>().map_err(internal)?;
@@ -104,7 +104,7 @@ pub fn texts(rows: &RecordBatch) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// `MALFORMED_RECORD` if a line does not fit the schema.
-pub fn decode(schema: &SchemaRef, lines: &[String]) -> Result<RecordBatch> {
+pub(crate) fn decode(schema: &SchemaRef, lines: &[String]) -> Result<RecordBatch> {
     let text = lines.join("\n");
     let reader = arrow::json::ReaderBuilder::new(Arc::clone(schema))
         .build(Cursor::new(text))

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use weir_types::{Code, Error, Result};
 
 /// The job: page views and spending per page and ten seconds, late views kept apart.
-pub const SCRIPT: &str = include_str!("pages.sql");
+pub(crate) const SCRIPT: &str = include_str!("pages.sql");
 /// What picks a view's partition.
-pub const KEY: &str = "visitor";
+pub(crate) const KEY: &str = "visitor";
 
 /// 2026-01-01T00:00:00Z.
 const BASE_MS: i64 = 1_767_225_600_000;
@@ -21,7 +21,7 @@ const PAGES: [&str; 8] = ["/", "/search", "/docs", "/pricing", "/blog", "/cart",
 
 /// View number `i` as a JSON line: a pure function of `i`. Views are up to four seconds out of order; one in two thousand
 /// comes a minute late, behind the watermark.
-pub fn line(i: u64) -> String {
+pub(crate) fn line(i: u64) -> String {
     let random = mix(i);
     let page = PAGES[((random & 7).min((random >> 3) & 7)) as usize];
     let delay_ms = if random.is_multiple_of(2_000) { 60_000 } else { (random >> 8) % 4_000 };
@@ -45,7 +45,7 @@ fn mix(i: u64) -> u64 {
 ///
 /// # Errors
 /// `MALFORMED_RECORD` if a line is not a page view.
-pub fn batch<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>> {
+pub(crate) fn batch<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>> {
     struct Totals {
         views: i64,
         cents: i64,
@@ -77,7 +77,7 @@ pub fn batch<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>
 ///
 /// # Errors
 /// `MALFORMED_RECORD` if it has other columns than the query's.
-pub fn canonical(record: &str) -> Result<String> {
+pub(crate) fn canonical(record: &str) -> Result<String> {
     let value: Value = serde_json::from_str(record).map_err(|_| malformed(record))?;
     let text = |name: &str| value[name].as_str().map(str::to_owned).ok_or_else(|| malformed(record));
     let number = |name: &str| value[name].as_i64().ok_or_else(|| malformed(record));
@@ -108,7 +108,7 @@ fn parse(line: &str) -> Result<(String, String, i64, i64)> {
 ///
 /// # Errors
 /// `MALFORMED_RECORD` if it is not a page view.
-pub fn view_key(line: &str) -> Result<String> {
+pub(crate) fn view_key(line: &str) -> Result<String> {
     let (page, visitor, cents, at_ms) = parse(line)?;
     Ok(format!("{page} {visitor} {cents} {at_ms}"))
 }

@@ -12,7 +12,7 @@ use crate::quickstart::{batch, builtin};
 
 /// Where the script writes, found by planning it.
 #[derive(Debug)]
-pub struct Outputs {
+pub(crate) struct Outputs {
     /// The planned job.
     pub graph: JobGraph,
     /// The stream with the results.
@@ -26,8 +26,9 @@ impl Outputs {
     ///
     /// # Errors
     /// What is wrong with the script; `UNSUPPORTED` if it writes no stream.
-    pub fn of(script: &str) -> Result<Self> {
+    pub(crate) fn of(script: &str) -> Result<Self> {
         let graph = weir_sql::plan(script, &PlanContext::default())?.graph;
+        let graph = graph.ok_or_else(|| Error::invalid("the script has no INSERT"))?;
         let late = batch::late_stream(&graph).map(|(stream, _)| stream);
         let results = batch::result_stream(&graph)?;
         Ok(Self { graph, results, late })
@@ -38,7 +39,7 @@ impl Outputs {
 ///
 /// # Errors
 /// `INTERNAL` with the first differences if the results differ.
-pub async fn check(input: &Input, outputs: &Outputs, written: &[String], late: &[String]) -> Result<Value> {
+pub(crate) async fn check(input: &Input, outputs: &Outputs, written: &[String], late: &[String]) -> Result<Value> {
     let (expected, actual, kind) = if input.own_script {
         let expected = batch::compute(&outputs.graph, &input.lines, late).await?;
         let actual = batch::decode(&expected.schema(), written)?;

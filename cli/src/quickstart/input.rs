@@ -9,11 +9,11 @@ use crate::commands::stream::open_lines;
 use crate::quickstart::builtin;
 
 /// The stream that the script reads.
-pub const INPUT_STREAM: &str = "quickstart/input";
+pub(crate) const INPUT_STREAM: &str = "quickstart/input";
 
 /// What to run on what.
 #[derive(Debug)]
-pub struct Input {
+pub(crate) struct Input {
     /// The script.
     pub script: String,
     /// JSON lines, in the order in which they are appended.
@@ -29,7 +29,7 @@ impl Input {
     ///
     /// # Errors
     /// `NOT_FOUND`, `IO` for files that cannot be read.
-    pub fn open(args: &QuickstartArgs) -> Result<Self> {
+    pub(crate) fn open(args: &QuickstartArgs) -> Result<Self> {
         match (&args.input, &args.script) {
             (Some(input), Some(script)) => Self::of_user(input, script, args.key.clone()),
             _ => Ok(Self {

@@ -30,7 +30,7 @@ const SLOTS: u32 = 2;
 ///
 /// # Errors
 /// Whatever went wrong, a result that differs from the batch computation included; the cluster is stopped in any case.
-pub async fn run(global: &Global, args: QuickstartArgs) -> Result<()> {
+pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> Result<()> {
     let input = Input::open(&args)?;
     let (dir, temporary) = directory(args.keep.as_ref())?;
     let start_args = StartArgs { taskmanagers: TASK_MANAGERS, slots: SLOTS, port: 0, exit_with_parent: true };

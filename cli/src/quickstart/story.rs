@@ -27,14 +27,14 @@ const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A quickstart under way.
 #[derive(Debug)]
-pub struct Story<'a> {
+pub(crate) struct Story<'a> {
     cluster: &'a ClusterFile,
     input: &'a Input,
 }
 
 impl<'a> Story<'a> {
     /// The story of `input` on `cluster`.
-    pub fn begin(cluster: &'a ClusterFile, input: &'a Input) -> Self {
+    pub(crate) fn begin(cluster: &'a ClusterFile, input: &'a Input) -> Self {
         Self { cluster, input }
     }
 
@@ -42,7 +42,7 @@ impl<'a> Story<'a> {
     ///
     /// # Errors
     /// Whatever went wrong; a result that differs from the batch computation.
-    pub async fn await_told(self) -> Result<Value> {
+    pub(crate) async fn await_told(self) -> Result<Value> {
         let mut jobmanager = connect::jobmanager_at(&self.cluster.jobmanager).await?;
         let store = StoreClient::connect(&self.cluster.store)?;
         let outputs = Outputs::of(&self.input.script)?;
