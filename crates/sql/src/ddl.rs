@@ -342,8 +342,10 @@ impl Reader<'_> {
             self.text("the comment's text")?;
         }
         let here = self.here();
-        if self.peek_word("PARTITIONED") || self.peek_word("DISTRIBUTED") {
-            return Err(unsupported(here, "PARTITIONED BY and DISTRIBUTED BY", "Leave it out."));
+        for clause in ["PARTITIONED", "DISTRIBUTED"] {
+            if self.peek_word(clause) {
+                return Err(unsupported(here, format!("{clause} BY"), "Leave it out."));
+            }
         }
         if self.word("WITH") {
             table.end = self.here();
@@ -426,7 +428,7 @@ impl Reader<'_> {
     fn column(&mut self, table: &mut CreateTable) -> Result<ColumnDefinition> {
         let name = self.identifier()?;
         if self.word("AS") {
-            let kind = ColumnKind::Computed(self.expr()?);
+            let kind = ColumnKind::Computed(Box::new(self.expr()?));
             self.comment()?;
             return Ok(ColumnDefinition { name, kind });
         }

@@ -38,6 +38,10 @@ impl Dialect for FlinkDialect {
         true
     }
 
+    fn supports_group_by_expr(&self) -> bool {
+        true
+    }
+
     fn supports_subquery_as_function_arg(&self) -> bool {
         false
     }

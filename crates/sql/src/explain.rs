@@ -54,7 +54,7 @@ fn tree(
 ) {
     let parallelism = graph.chain_of(operator.id).map_or(graph.options.parallelism, |chain| chain.parallelism);
     let indent = "  ".repeat(depth);
-    let via = edge.map(exchange).unwrap_or_default();
+    let via = edge.map(|edge| exchange(graph, edge)).unwrap_or_default();
     let input = graph.input_schema(operator.id);
     // Writing to a String cannot fail.
     let _ = write!(out, "{indent}[{}] {}", operator.id, line(operator, input));
@@ -73,16 +73,18 @@ fn tree(
     }
 }
 
-fn exchange(edge: &Edge) -> String {
+fn exchange(graph: &JobGraph, edge: &Edge) -> String {
     let late = if edge.output == Output::Late { ", late rows" } else { "" };
+    let name = |key: &usize| match graph.edge_schema(edge).and_then(|schema| schema.fields().get(*key)) {
+        Some(field) => field.name().clone(),
+        None => format!("${key}"),
+    };
     let via = match &edge.exchange {
         Exchange::Chained => "chained".to_owned(),
         Exchange::Forward => "forward".to_owned(),
         Exchange::Rebalance => "rebalance".to_owned(),
         Exchange::Hash { keys } if keys.is_empty() => "all to one".to_owned(),
-        Exchange::Hash { keys } => {
-            format!("hash({})", keys.iter().map(|key| format!("${key}")).collect::<Vec<_>>().join(", "))
-        }
+        Exchange::Hash { keys } => format!("hash({})", keys.iter().map(name).collect::<Vec<_>>().join(", ")),
     };
     format!(" → {via}{late}")
 }

@@ -14,6 +14,7 @@ mod graph;
 mod lower;
 mod options;
 mod planner;
+mod projection;
 mod query;
 mod rel;
 mod script;

@@ -205,7 +205,8 @@ impl<'a> Planner<'a> {
                 }
                 None => (Value::literal(datafusion::common::ScalarValue::Null), "NULL"),
             };
-            exprs.push(cx.assign(Assignment { value, name, target })?.expr);
+            let at = source.and_then(|index| query.columns[index].at).unwrap_or(query_at);
+            exprs.push(Context { at, ..cx }.assign(Assignment { value, name, target })?.expr);
         }
         let columns =
             writable.into_iter().cloned().map(|column| Column { role: crate::rel::Role::Plain, ..column }).collect();

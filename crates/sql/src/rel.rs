@@ -42,11 +42,13 @@ pub(crate) struct Column {
     pub(crate) data_type: DataType,
     pub(crate) nullable: bool,
     pub(crate) role: Role,
+    /// Where the script computes it, for messages.
+    pub(crate) at: Option<Location>,
 }
 
 impl Column {
     pub(crate) fn plain(name: impl Into<String>, data_type: DataType, nullable: bool) -> Self {
-        Self { name: name.into(), data_type, nullable, role: Role::Plain }
+        Self { name: name.into(), data_type, nullable, role: Role::Plain, at: None }
     }
 
     pub(crate) fn field(&self) -> Field {

@@ -19,7 +19,7 @@ pub(crate) struct Statement {
 /// What a statement asks for.
 #[derive(Debug)]
 pub(crate) enum StatementKind {
-    CreateTable(CreateTable),
+    CreateTable(Box<CreateTable>),
     CreateView(CreateView),
     Drop { what: &'static str, name: Ident, if_exists: bool },
     Set { key: String, value: String },
@@ -60,7 +60,7 @@ pub(crate) struct ColumnDefinition {
 #[derive(Debug)]
 pub(crate) enum ColumnKind {
     Physical(ddl::SqlType),
-    Computed(Expr),
+    Computed(Box<Expr>),
     Metadata { sql_type: ddl::SqlType, key: Option<String>, is_virtual: bool },
 }
 
@@ -332,7 +332,7 @@ impl Reader<'_> {
         }
         self.word("TEMPORARY");
         if self.word("TABLE") {
-            return Ok(StatementKind::CreateTable(self.create_table()?));
+            return Ok(StatementKind::CreateTable(Box::new(self.create_table()?)));
         }
         if self.word("VIEW") {
             let if_not_exists = self.words(&["IF", "NOT", "EXISTS"]);

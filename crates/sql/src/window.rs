@@ -14,7 +14,8 @@ use weir_types::graph::{AggregateFunction, WindowSpec};
 use crate::bind::{Context, Value, interval_ms, placeholder_index};
 use crate::dialect::TABLE_PREFIX;
 use crate::error::{invalid, refuse_if, start, unsupported};
-use crate::query::{Binder, Item, ItemExpr, Source};
+use crate::projection::{Item, ItemExpr};
+use crate::query::{Binder, Source};
 use crate::rel::{Call, Column, Kind, Rel, Role, column, column_index};
 
 const EXAMPLE: &str = "Write TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' SECOND) or HOP(TABLE t, DESCRIPTOR(ts), \
@@ -88,6 +89,13 @@ impl Binder<'_> {
                 .with_detail(format!("It is {}, but no watermark follows it.", value.type_name()))
                 .with_hint("Declare WATERMARK FOR it on the table, and pass it on as it is."));
         }
+        if matches!(found.data_type, DataType::Timestamp(_, Some(_))) && self.time_zone != "UTC" {
+            return Err(unsupported(
+                place,
+                format!("a window over TIMESTAMP_LTZ in the time zone {}", self.time_zone),
+                "SET 'table.local-time-zone' = 'UTC', or window over a TIMESTAMP.",
+            ));
+        }
         Ok(index)
     }
 
@@ -102,28 +110,15 @@ impl Binder<'_> {
     ) -> Result<Option<Arc<Rel>>> {
         let calls = RefCell::new(Vec::new());
         let cx = Context { calls: Some(&calls), ..Context::new(source.scope(), at, self.time_zone) };
-        let mut bound = Vec::with_capacity(items.len());
-        for item in items {
-            bound.push(match &item.expr {
-                ItemExpr::Ast(expr) if !groups.is_empty() || contains_call(expr) => cx.bind(expr)?,
-                ItemExpr::Ast(_) if calls.borrow().is_empty() && groups.is_empty() => continue,
-                ItemExpr::Ast(expr) => cx.bind(expr)?,
-                ItemExpr::Bound(value) => value.clone(),
-            });
-        }
+        let bound = items
+            .iter()
+            .map(|item| match &item.expr {
+                ItemExpr::Ast(expr) => cx.bind(expr),
+                ItemExpr::Bound(value) => Ok(value.clone()),
+            })
+            .collect::<Result<Vec<_>>>()?;
         if groups.is_empty() && calls.borrow().is_empty() {
             return Ok(None);
-        }
-        if bound.len() < items.len() {
-            // A plain column came before the first aggregate: bind all, now that this is known to be an aggregate.
-            calls.borrow_mut().clear();
-            bound = items
-                .iter()
-                .map(|item| match &item.expr {
-                    ItemExpr::Ast(expr) => cx.bind(expr),
-                    ItemExpr::Bound(value) => Ok(value.clone()),
-                })
-                .collect::<Result<_>>()?;
         }
         let having = having.map(|having| Ok((cx.condition(having)?, start(having.span(), at)))).transpose()?;
         let plain = Context { calls: None, ..cx };
@@ -183,12 +178,6 @@ impl Binder<'_> {
     }
 }
 
-/// Whether an expression may call an aggregate: a cheap look at its text, binding decides.
-fn contains_call(expr: &ast::Expr) -> bool {
-    let text = expr.to_string().to_uppercase();
-    ["COUNT(", "SUM(", "MIN(", "MAX(", "AVG("].iter().any(|call| text.contains(call))
-}
-
 fn groupable(value: &Value, place: Location) -> Result<()> {
     match value.data_type {
         DataType::Struct(_) | DataType::List(_) | DataType::Map(..) => {
@@ -229,7 +218,8 @@ fn window_columns(time: &DataType) -> [Column; 3] {
         DataType::Timestamp(_, zone) => zone.clone(),
         _ => None,
     };
-    let column = |name: &str, data_type, role| Column { name: name.to_owned(), data_type, nullable: false, role };
+    let column =
+        |name: &str, data_type, role| Column { name: name.to_owned(), data_type, nullable: false, role, at: None };
     [
         column("window_start", local.clone(), Role::WindowStart),
         column("window_end", local, Role::WindowEnd),
@@ -263,7 +253,7 @@ fn aggregate_rel(source: &Source, keys: &[(Value, String)], calls: Vec<Call>) ->
     for (name, role) in
         [("window_start", Role::WindowStart), ("window_end", Role::WindowEnd), ("window_time", Role::WindowTime)]
     {
-        columns.push(Column { name: name.to_owned(), data_type: type_of(role), nullable: false, role });
+        columns.push(Column { name: name.to_owned(), data_type: type_of(role), nullable: false, role, at: None });
     }
     let kind = Kind::Aggregate {
         input: Arc::clone(&source.rel),

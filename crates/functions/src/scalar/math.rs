@@ -231,13 +231,14 @@ fn round_double(number: f64, places: i32, truncate: bool) -> f64 {
     }
     let factor = 10_f64.powi(places);
     if truncate {
-        return (number * factor).trunc() / factor;
+        return (number * factor).trunc() / factor + 0.0;
     }
     let scaled = number * factor;
     // What is half way in decimal digits may lie a little below in binary ones.
     let rounded =
         if (scaled.abs().fract() - 0.5).abs() < 1e-9 { scaled.trunc() + scaled.signum() } else { scaled.round() };
-    rounded / factor
+    // There is no negative zero in decimals.
+    rounded / factor + 0.0
 }
 
 fn round_integer(number: i64, places: i32, truncate: bool) -> i64 {

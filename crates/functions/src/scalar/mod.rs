@@ -6,6 +6,7 @@ mod math;
 mod nested;
 mod temporal;
 mod text;
+mod time_text;
 
 use std::sync::Arc;
 
@@ -15,9 +16,17 @@ use crate::definition::Definition;
 
 /// Every function.
 pub(crate) fn all() -> impl Iterator<Item = &'static Definition> {
-    [cast::FUNCTIONS, decimal::FUNCTIONS, math::FUNCTIONS, nested::FUNCTIONS, temporal::FUNCTIONS, text::FUNCTIONS]
-        .into_iter()
-        .flatten()
+    [
+        cast::FUNCTIONS,
+        decimal::FUNCTIONS,
+        math::FUNCTIONS,
+        nested::FUNCTIONS,
+        temporal::FUNCTIONS,
+        text::FUNCTIONS,
+        time_text::FUNCTIONS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Functions whose result depends on a constant argument, so that no signature of types says it.

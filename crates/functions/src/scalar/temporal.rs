@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, StringBuilder};
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray};
 use arrow::compute::kernels::cast::cast;
-use arrow::datatypes::{DataType, Date32Type, Float64Type, Int32Type, Int64Type, TimeUnit};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, TimeUnit};
 use datafusion::common::{Result, ScalarValue, exec_err};
 use datafusion::logical_expr::ColumnarValue;
 
 use crate::definition::{Arguments, Definition, Eval, Nulls, Param, Returns, Signature, Text};
-use crate::pattern::Pattern;
 use crate::time::{self, DAY, Local, days_from_civil, days_in_month};
 use crate::types;
 
-const fn function(
+pub(super) const fn function(
     name: &'static str,
     params: &'static [Param],
     required: usize,
@@ -33,10 +32,8 @@ const fn clock(name: &'static str, aliases: &'static [&'static str]) -> Definiti
 }
 
 const TIMESTAMP_3: Returns = Returns::Always(DataType::Timestamp(TimeUnit::Millisecond, None));
-const LTZ_3: Returns = Returns::Computed(|_| Some(types::ltz(TimeUnit::Millisecond)));
 const BIGINT: Returns = Returns::Always(DataType::Int64);
 const INT: Returns = Returns::Always(DataType::Int32);
-const STRING: Returns = Returns::Always(DataType::Utf8);
 
 pub(super) const FUNCTIONS: &[Definition] = &[
     clock("current_timestamp", &["now", "current_row_timestamp"]),
@@ -106,12 +103,6 @@ pub(super) const FUNCTIONS: &[Definition] = &[
         Nulls::Propagate,
         |arguments| window(arguments, |start, size| start + size - 1),
     ),
-    function("date_format", &[Param::Timestamp, Param::Text], 2, STRING, Nulls::Propagate, date_format),
-    function("to_timestamp", &[Param::Text, Param::Text], 1, TIMESTAMP_3, Nulls::Maybe, to_timestamp),
-    function("to_timestamp_ltz", &[Param::Number, Param::Int], 1, LTZ_3, Nulls::Maybe, to_timestamp_ltz),
-    function("$text_to_instant", &[Param::Text, Param::Text, Param::Text], 3, LTZ_3, Nulls::Maybe, text_to_instant),
-    function("to_date", &[Param::Text, Param::Text], 1, Returns::Always(DataType::Date32), Nulls::Maybe, to_date),
-    function("convert_tz", &[Param::Text, Param::Text, Param::Text], 3, STRING, Nulls::Maybe, convert_tz),
 ];
 
 const WINDOW: &[Param] = &[Param::Timestamp, Param::Long, Param::Long];
@@ -135,13 +126,13 @@ fn now(_: &Arguments<'_>) -> Result<ColumnarValue> {
 }
 
 /// A column of dates or times as moments, read by row.
-struct Moments {
+pub(super) struct Moments {
     counts: ArrayRef,
     unit: Option<TimeUnit>,
 }
 
 impl Moments {
-    fn new(value: &ArrayRef) -> Result<Self> {
+    pub(super) fn new(value: &ArrayRef) -> Result<Self> {
         let (unit, narrow) = match value.data_type() {
             DataType::Date32 => (None, true),
             DataType::Time32(unit) => (Some(*unit), true),
@@ -152,7 +143,7 @@ impl Moments {
         Ok(Self { counts: cast(&counts, &DataType::Int64)?, unit })
     }
 
-    fn get(&self, row: usize) -> Option<Local> {
+    pub(super) fn get(&self, row: usize) -> Option<Local> {
         let counts = self.counts.as_primitive::<Int64Type>();
         counts.is_valid(row).then(|| match self.unit {
             Some(unit) => Local::from_unit(counts.value(row), unit),
@@ -161,7 +152,7 @@ impl Moments {
     }
 }
 
-fn constant_text<'a>(arguments: &'a Arguments<'_>, index: usize) -> Result<&'a str> {
+pub(super) fn constant_text<'a>(arguments: &'a Arguments<'_>, index: usize) -> Result<&'a str> {
     match arguments.text(index)? {
         Text::Constant(Some(text)) => Ok(text),
         _ => exec_err!("argument {index} must be a constant"),
@@ -169,7 +160,7 @@ fn constant_text<'a>(arguments: &'a Arguments<'_>, index: usize) -> Result<&'a s
 }
 
 /// One of several arguments as a column of the rows to compute.
-fn column(arguments: &Arguments<'_>, index: usize) -> Result<ArrayRef> {
+pub(super) fn column(arguments: &Arguments<'_>, index: usize) -> Result<ArrayRef> {
     match &arguments.values[index] {
         ColumnarValue::Array(array) => Ok(Arc::clone(array)),
         ColumnarValue::Scalar(value) => Ok(value.to_array_of_size(arguments.rows_to_compute())?),
@@ -177,7 +168,7 @@ fn column(arguments: &Arguments<'_>, index: usize) -> Result<ArrayRef> {
 }
 
 /// Moments back in the type that they had; what does not fit is an error.
-fn moments_as(values: Vec<Option<Local>>, data_type: &DataType) -> Result<ArrayRef> {
+pub(super) fn moments_as(values: Vec<Option<Local>>, data_type: &DataType) -> Result<ArrayRef> {
     let unit = match data_type {
         DataType::Date32 => None,
         DataType::Time32(unit) | DataType::Time64(unit) | DataType::Timestamp(unit, _) => Some(*unit),
@@ -425,118 +416,4 @@ fn window(arguments: &Arguments<'_>, f: fn(i64, i64) -> i64) -> Result<ColumnarV
     });
     let moved: ArrayRef = Arc::new(moved);
     arguments.finish(cast(&moved, arguments.result)?)
-}
-
-fn pattern_of(arguments: &Arguments<'_>, index: usize) -> Result<Option<Pattern>> {
-    match arguments.text(index)? {
-        Text::Constant(Some(text)) => Ok(Some(Pattern::compile(text)?)),
-        Text::Constant(None) | Text::Column(_) => Ok(None),
-    }
-}
-
-fn date_format(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    let moments = Moments::new(&column(arguments, 0)?)?;
-    let (constant, texts) = (pattern_of(arguments, 1)?, arguments.text(1)?);
-    let rows = arguments.rows_to_compute();
-    let mut builder = StringBuilder::with_capacity(rows, rows * 20);
-    let mut out = String::new();
-    for row in 0..rows {
-        let (Some(local), Some(text)) = (moments.get(row), texts.get(row)) else {
-            builder.append_null();
-            continue;
-        };
-        out.clear();
-        match &constant {
-            Some(pattern) => pattern.format(local, &mut out),
-            None => Pattern::compile(text)?.format(local, &mut out),
-        }
-        builder.append_value(&out);
-    }
-    arguments.finish(Arc::new(builder.finish()))
-}
-
-/// Parses texts with the pattern in argument `index`, or in the default formats if there is none.
-fn parse_texts(arguments: &Arguments<'_>, index: usize) -> Result<Vec<Option<Local>>> {
-    let texts = arguments.text(0)?;
-    let rows = 0..arguments.rows_to_compute();
-    if arguments.values.len() <= index {
-        return Ok(rows.map(|row| time::parse_local(texts.get(row)?)).collect());
-    }
-    let (constant, patterns) = (pattern_of(arguments, index)?, arguments.text(index)?);
-    rows.map(|row| match (texts.get(row), &constant, patterns.get(row)) {
-        (Some(text), Some(pattern), _) => Ok(pattern.parse(text)),
-        (Some(text), None, Some(pattern)) => Ok(Pattern::compile(pattern)?.parse(text)),
-        _ => Ok(None),
-    })
-    .collect()
-}
-
-fn to_timestamp(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    arguments.finish(moments_as(parse_texts(arguments, 1)?, arguments.result)?)
-}
-
-fn to_date(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    let days = parse_texts(arguments, 1)?.into_iter().map(|local| i32::try_from(local?.days()).ok());
-    arguments.finish(Arc::new(PrimitiveArray::<Date32Type>::from_iter(days.collect::<Vec<_>>())))
-}
-
-/// Seconds (precision 0, the default for one argument is 3: milliseconds) since the epoch.
-fn to_timestamp_ltz(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    let precision = match arguments.values.len() {
-        1 => Some(3),
-        _ => arguments.numbers::<Int32Type>(1)?.get(0),
-    };
-    let factor = match precision {
-        Some(0) => 1000,
-        Some(3) => 1,
-        other => return exec_err!("TO_TIMESTAMP_LTZ takes the precision 0 or 3, not {other:?}"),
-    };
-    let value = column(arguments, 0)?;
-    let millis: ArrayRef = if types::is_float(value.data_type()) {
-        let numbers = cast(&value, &DataType::Float64)?;
-        Arc::new(numbers.as_primitive::<Float64Type>().unary::<_, Int64Type>(|number| (number * factor as f64) as i64))
-    } else if let DataType::Decimal128(..) = value.data_type() {
-        let scaled = super::cast::cast(&value, &DataType::Decimal128(38, 3), false)?;
-        let shift = 1000 / factor;
-        Arc::new(
-            scaled
-                .as_primitive::<arrow::datatypes::Decimal128Type>()
-                .unary::<_, Int64Type>(|digits| (digits / i128::from(shift)) as i64),
-        )
-    } else {
-        let numbers = cast(&value, &DataType::Int64)?;
-        Arc::new(numbers.as_primitive::<Int64Type>().unary_opt::<_, Int64Type>(|number| number.checked_mul(factor)))
-    };
-    arguments.finish(cast(&millis, arguments.result)?)
-}
-
-fn text_to_instant(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    let name = constant_text(arguments, 2)?;
-    let Some(zone) = time::zone(name) else { return exec_err!("{name} is no time zone") };
-    let locals = parse_texts(arguments, 1)?;
-    let instants = locals.into_iter().map(|local| time::from_local(local?, zone)).collect();
-    arguments.finish(moments_as(instants, arguments.result)?)
-}
-
-fn convert_tz(arguments: &Arguments<'_>) -> Result<ColumnarValue> {
-    let (texts, from, to) = (arguments.text(0)?, arguments.text(1)?, arguments.text(2)?);
-    let rows = arguments.rows_to_compute();
-    let mut builder = StringBuilder::with_capacity(rows, rows * 19);
-    let mut out = String::new();
-    for row in 0..rows {
-        let converted = (|| {
-            let local = time::parse_local(texts.get(row)?)?;
-            let instant = time::from_local(local, time::zone(from.get(row)?)?)?;
-            time::to_local(instant, time::zone(to.get(row)?)?)
-        })();
-        match converted {
-            Some(local) => {
-                out.clear();
-                Local { nanos: 0, ..local }.write(0, &mut out);
-                builder.append_value(&out);
-            }
-            None => builder.append_null(),
-        }
-    }
-    arguments.finish(Arc::new(builder.finish()))
 }

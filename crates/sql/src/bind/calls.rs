@@ -36,6 +36,9 @@ impl Context<'_> {
             },
             _ => return Err(unsupported(self.at, format!("the qualified function name {name}"), "Use a plain name.")),
         };
+        if name == "ROW_NUMBER" || name == "RANK" || name == "DENSE_RANK" {
+            return Err(unsupported(self.at, name, "Top-N comes in a later release."));
+        }
         refuse_if(over.is_some(), self.at, "OVER", "Aggregate over a window: GROUP BY window_start, window_end.")?;
         refuse_if(null_treatment.is_some(), self.at, "IGNORE NULLS", "Filter the nulls out.")?;
         refuse_if(!within_group.is_empty(), self.at, "WITHIN GROUP", "See docs/sql.md for aggregates.")?;
@@ -46,9 +49,6 @@ impl Context<'_> {
         }
         refuse_if(filter.is_some(), self.at, &format!("FILTER on {name}"), "Only aggregates take it; use CASE.")?;
         refuse_if(distinct, self.at, &format!("DISTINCT in {name}"), "Only aggregates take it.")?;
-        if name == "ROW_NUMBER" || name == "RANK" || name == "DENSE_RANK" {
-            return Err(unsupported(self.at, name, "Top-N comes in a later release."));
-        }
         if GROUP_WINDOWS.contains(&name.as_str()) || ["TUMBLE", "HOP", "SESSION", "CUMULATE"].contains(&name.as_str()) {
             return Err(unsupported(
                 self.at,

@@ -1,0 +1,205 @@
+//! The items of a SELECT: wildcards written out, names given, and everything else of SELECT's syntax refused.
+
+use sqlparser::ast::{self, Ident, Select, SelectItem, SelectItemQualifiedWildcardKind, Spanned};
+use sqlparser::tokenizer::Location;
+use weir_types::Result;
+
+use crate::bind::{Context, Value};
+use crate::error::{invalid, refuse_if, start, unsupported};
+use crate::query::{Binder, Source};
+use crate::rel::{Column, Role, column, column_index};
+
+impl Binder<'_> {
+    /// The items of a SELECT with wildcards written out.
+    pub(crate) fn expand<'e>(
+        &self,
+        projection: &'e [SelectItem],
+        source: &Source,
+        at: Location,
+    ) -> Result<Vec<Item<'e>>> {
+        let mut items = Vec::new();
+        for item in projection {
+            match item {
+                SelectItem::UnnamedExpr(expr) => {
+                    items.push(Item {
+                        name: implied_name(expr),
+                        expr: ItemExpr::Ast(expr),
+                        at: start(expr.span(), at),
+                    });
+                }
+                SelectItem::ExprWithAlias { expr, alias } => {
+                    let name = Some(alias.value.clone());
+                    items.push(Item { name, expr: ItemExpr::Ast(expr), at: start(expr.span(), at) });
+                }
+                SelectItem::ExprWithAliases { expr, .. } => {
+                    return Err(unsupported(start(expr.span(), at), "several aliases of one expression", "Give one."));
+                }
+                SelectItem::Wildcard(options) => {
+                    plain_wildcard(options, at)?;
+                    let columns = source.rel.columns.iter().enumerate();
+                    items.extend(columns.map(|(index, found)| Item::of_column(index, found, at)));
+                }
+                SelectItem::QualifiedWildcard(kind, options) => {
+                    plain_wildcard(options, at)?;
+                    self.expand_qualified(kind, source, at, &mut items)?;
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// `alias.*`, or `row_column.*`: the fields of a ROW.
+    fn expand_qualified(
+        &self,
+        kind: &SelectItemQualifiedWildcardKind,
+        source: &Source,
+        at: Location,
+        items: &mut Vec<Item<'_>>,
+    ) -> Result<()> {
+        let SelectItemQualifiedWildcardKind::ObjectName(name) = kind else {
+            return Err(unsupported(at, "* of an expression", "Name the columns."));
+        };
+        let parts: Vec<Ident> = name.0.iter().filter_map(|part| part.as_ident().cloned()).collect();
+        let at = parts.first().map_or(at, |part| start(part.span, at));
+        if let [alias] = parts.as_slice()
+            && source.alias.as_deref() == Some(alias.value.as_str())
+        {
+            items.extend(source.rel.columns.iter().enumerate().map(|(index, found)| Item::of_column(index, found, at)));
+            return Ok(());
+        }
+        let cx = Context::new(source.scope(), at, self.time_zone);
+        let path = match parts.as_slice() {
+            [only] => ast::Expr::Identifier(only.clone()),
+            _ => ast::Expr::CompoundIdentifier(parts),
+        };
+        let row = cx.bind(&path)?;
+        let arrow::datatypes::DataType::Struct(fields) = row.data_type.clone() else {
+            return Err(invalid(at, format!("{path} is {}: it has no columns", row.type_name())));
+        };
+        for field in &fields {
+            let value = cx.field(row.clone(), field.name())?;
+            items.push(Item { name: Some(field.name().clone()), expr: ItemExpr::Bound(value), at });
+        }
+        Ok(())
+    }
+}
+
+/// One column of a SELECT.
+pub(crate) struct Item<'e> {
+    name: Option<String>,
+    pub(crate) expr: ItemExpr<'e>,
+    pub(crate) at: Location,
+}
+
+/// Its expression: as written, or bound already where it comes from a wildcard.
+pub(crate) enum ItemExpr<'e> {
+    Ast(&'e ast::Expr),
+    Bound(Value),
+}
+
+impl Item<'_> {
+    fn of_column(index: usize, found: &Column, at: Location) -> Self {
+        let value = Value::new(column(index), found.data_type.clone(), found.nullable);
+        Item { name: Some(found.name.clone()), expr: ItemExpr::Bound(value), at }
+    }
+
+    /// The column it makes; unnamed ones are numbered as in Flink.
+    pub(crate) fn column(&self, index: usize, value: &Value, input: &[Column]) -> Column {
+        let name = self.name.clone().unwrap_or_else(|| format!("EXPR${index}"));
+        let role =
+            column_index(&value.expr).and_then(|index| input.get(index)).map_or(Role::Plain, |column| column.role);
+        Column { name, data_type: value.data_type.clone(), nullable: value.nullable, role, at: Some(self.at) }
+    }
+}
+
+/// The name of an expression without an alias, if it is a column or field.
+fn implied_name(expr: &ast::Expr) -> Option<String> {
+    match expr {
+        ast::Expr::Identifier(name) => Some(name.value.clone()),
+        ast::Expr::CompoundIdentifier(parts) => parts.last().map(|part| part.value.clone()),
+        ast::Expr::Nested(inner) => implied_name(inner),
+        _ => None,
+    }
+}
+
+fn plain_wildcard(options: &ast::WildcardAdditionalOptions, at: Location) -> Result<()> {
+    let ast::WildcardAdditionalOptions {
+        wildcard_token,
+        opt_ilike,
+        opt_exclude,
+        opt_except,
+        opt_replace,
+        opt_rename,
+        opt_alias,
+    } = options;
+    let extra = opt_ilike.is_some()
+        || opt_exclude.is_some()
+        || opt_except.is_some()
+        || opt_replace.is_some()
+        || opt_rename.is_some()
+        || opt_alias.is_some();
+    refuse_if(extra, start(wildcard_token.0.span, at), "* with EXCEPT, REPLACE and the like", "Name the columns.")
+}
+
+pub(crate) fn refuse_exotic(select: &Select, at: Location) -> Result<()> {
+    let Select {
+        select_token: _,
+        optimizer_hints,
+        distinct,
+        select_modifiers,
+        top,
+        top_before_distinct: _,
+        projection: _,
+        exclude,
+        into,
+        from: _,
+        lateral_views,
+        prewhere,
+        selection: _,
+        connect_by,
+        group_by: _,
+        cluster_by,
+        distribute_by,
+        sort_by,
+        having: _,
+        named_window,
+        qualify,
+        window_before_qualify: _,
+        value_table_mode,
+        flavor,
+    } = select;
+    refuse_if(!optimizer_hints.is_empty(), at, "a query hint", "Use SET or the table's options.")?;
+    refuse_if(
+        matches!(distinct, Some(ast::Distinct::Distinct | ast::Distinct::On(_))),
+        at,
+        "SELECT DISTINCT",
+        "Aggregate over a window: GROUP BY window_start, window_end and the columns.",
+    )?;
+    refuse_if(
+        select_modifiers.is_some() || top.is_some() || exclude.is_some(),
+        at,
+        "TOP and other modifiers",
+        "Leave it out.",
+    )?;
+    refuse_if(into.is_some(), at, "SELECT INTO", "Write INSERT INTO t SELECT ….")?;
+    refuse_if(
+        !lateral_views.is_empty() || prewhere.is_some() || !connect_by.is_empty(),
+        at,
+        "LATERAL VIEW, PREWHERE and CONNECT BY",
+        "Leave it out.",
+    )?;
+    refuse_if(
+        !cluster_by.is_empty() || !distribute_by.is_empty() || !sort_by.is_empty(),
+        at,
+        "CLUSTER BY, DISTRIBUTE BY and SORT BY",
+        "Leave it out.",
+    )?;
+    refuse_if(!named_window.is_empty(), at, "WINDOW", "Aggregate over a window table function.")?;
+    refuse_if(qualify.is_some(), at, "QUALIFY", "Top-N comes in a later release.")?;
+    refuse_if(
+        value_table_mode.is_some() || *flavor != ast::SelectFlavor::Standard,
+        at,
+        "this form of SELECT",
+        "Write SELECT … FROM ….",
+    )
+}
