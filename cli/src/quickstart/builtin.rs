@@ -81,7 +81,7 @@ pub(crate) fn canonical(record: &str) -> Result<String> {
     let value: Value = serde_json::from_str(record).map_err(|_| malformed(record))?;
     let text = |name: &str| value[name].as_str().map(str::to_owned).ok_or_else(|| malformed(record));
     let number = |name: &str| value[name].as_i64().ok_or_else(|| malformed(record));
-    let start = text("window_start")?;
+    let start = sql_timestamp(moment(&text("window_start")?).ok_or_else(|| malformed(record))?);
     Ok(row(&text("page")?, &start, number("views")?, number("visitors")?, number("cents")?, number("dearest")?))
 }
 
@@ -92,16 +92,17 @@ fn row(page: &str, start: &str, views: i64, visitors: i64, cents: i64, dearest: 
 fn parse(line: &str) -> Result<(String, String, i64, i64)> {
     let value: Value = serde_json::from_str(line).map_err(|_| malformed(line))?;
     let text = |name: &str| value[name].as_str().map(str::to_owned).ok_or_else(|| malformed(line));
-    // Late rows come back as the job wrote them, in SQL's notation instead of RFC 3339.
-    let viewed_at = text("viewed_at")?;
-    let at = chrono::DateTime::parse_from_rfc3339(&viewed_at)
-        .map(|at| at.timestamp_millis())
-        .or_else(|_| {
-            chrono::NaiveDateTime::parse_from_str(&viewed_at, "%Y-%m-%d %H:%M:%S%.f")
-                .map(|at| at.and_utc().timestamp_millis())
-        })
-        .map_err(|_| malformed(line))?;
+    let at = moment(&text("viewed_at")?).ok_or_else(|| malformed(line))?;
     Ok((text("page")?, text("visitor")?, value["cents"].as_i64().ok_or_else(|| malformed(line))?, at))
+}
+
+/// Milliseconds since the epoch of a timestamp in RFC 3339, as the input has it, or in SQL's notation, as jobs write it.
+fn moment(text: &str) -> Option<i64> {
+    let utc = chrono::DateTime::parse_from_rfc3339(text).map(|at| at.timestamp_millis());
+    utc.ok().or_else(|| {
+        let local = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").ok()?;
+        Some(local.and_utc().timestamp_millis())
+    })
 }
 
 /// An input line or late row in a text that is equal for equal views.

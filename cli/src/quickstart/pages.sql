@@ -39,7 +39,7 @@ CREATE TABLE totals (
     'key.fields' = 'page'
 );
 
-SET 'execution.checkpointing.interval' = '1 s';
+SET 'execution.checkpointing.interval' = '250 ms';
 
 INSERT INTO totals
 SELECT page, window_start, window_end, COUNT(*), COUNT(DISTINCT visitor), SUM(cents), MAX(cents)
