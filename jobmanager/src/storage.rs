@@ -1,5 +1,7 @@
 //! Snapshots on storage: manifests, abort markers, deletion. All of it blocks, so all of it runs beside the loop.
 
+use std::path::Path;
+
 use prost::Message;
 use weir_coordination::checkpoint::{Contents, Marked};
 use weir_coordination::metadata::{JobRecord, SnapshotEntry};
@@ -9,6 +11,7 @@ use weir_state::manifest::{
 use weir_state::open_store;
 use weir_types::graph::JobGraph;
 use weir_types::ids::ClusterId;
+use weir_types::snapshot::SnapshotKind;
 use weir_types::{Error, Result};
 
 use crate::metadata::now;
@@ -91,6 +94,7 @@ pub(crate) async fn read(directory: String) -> Result<Manifest> {
 /// Removes a snapshot: first its manifest, then its files. A directory that another snapshot has taken stays as it is.
 pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
     let (snapshot, directory, nonce) = (entry.id.clone(), entry.directory.clone(), entry.nonce.clone());
+    let checkpoint = entry.kind == SnapshotKind::Checkpoint;
     blocking(move || {
         let store = open_store(&directory)?;
         if let Ok(manifest) = read_manifest(store.as_ref())
@@ -101,6 +105,10 @@ pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
         }
         if !delete_snapshot(store.as_ref())? {
             tracing::info!(%snapshot, directory, "left a snapshot's directory: other files are in it");
+        }
+        if let Some(of_the_job) = Path::new(&directory).parent().filter(|_| checkpoint) {
+            // Refused unless this was the job's last checkpoint.
+            let _not_empty = std::fs::remove_dir(of_the_job);
         }
         Ok(())
     })
