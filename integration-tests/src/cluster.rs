@@ -132,8 +132,7 @@ impl Cluster {
         let process = self.process_mut(name);
         assert!(process.child.try_wait().expect("a child of this process").is_some(), "{name} still runs");
         let (binary, arguments) = (process.binary, process.arguments.clone());
-        let main = if binary == "weir-taskmanager" { "data" } else { "rpc" };
-        let listen = [main, "http"].map(|key| process.addresses.get(key).expect("a listener").to_string());
+        let listen = ["rpc", "http"].map(|key| process.addresses.get(key).expect("a listener").to_string());
         let (child, addresses) = self.spawn(name, binary, &arguments, [&listen[0], &listen[1]]);
         let process = self.process_mut(name);
         (process.child, process.addresses) = (child, addresses);

@@ -56,16 +56,22 @@ async fn a_missing_or_damaged_savepoint_is_refused_before_the_job_starts() {
     has_read(&cluster, &job, 1_000).await;
     let savepoint = cluster.weir_json(&["stop", &job]);
     let directory = savepoint["directory"].as_str().expect("a directory");
-    let manifest = std::fs::read_dir(directory)
-        .expect("a directory")
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.is_file())
-        .expect("a manifest");
+    let files = || std::fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path());
+    let state = files().find(|path| path.extension().is_some_and(|kind| kind == "arrow")).expect("a state file");
+    let whole = std::fs::read(&state).expect("a readable file");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&state, &damaged).expect("a writable file");
+    let ran = cluster.weir(&["run", "-s", directory, &script]);
+    assert_eq!(ran.code, 19, "{}", ran.stderr);
+    assert!(ran.stderr.contains("error[CORRUPT]"), "{}", ran.stderr);
+    std::fs::write(&state, &whole).expect("a writable file");
+
+    let manifest = files().find(|path| path.to_string_lossy().contains("manifest")).expect("a manifest");
     std::fs::write(&manifest, "half").expect("a writable file");
     let ran = cluster.weir(&["run", "-d", "-s", directory, &script]);
     assert_eq!(ran.code, 19, "{}", ran.stderr);
-    assert!(ran.stderr.contains("CORRUPT"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("error[CORRUPT]"), "{}", ran.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,6 +62,11 @@ async fn a_disposed_savepoint_is_gone_from_the_list_and_from_disk() {
     let savepoint = cluster.weir_json(&["savepoint", &job]);
     let (id, directory) = (savepoint["id"].as_str().expect("an id"), savepoint["directory"].as_str().expect("a path"));
     assert!(Path::new(directory).is_dir());
+    let needed = cluster.weir(&["savepoint", "-d", id]);
+    assert_eq!(needed.code, 8, "the job would restart from its newest snapshot: {}", needed.stderr);
+    assert!(needed.stderr.contains(&job), "the holder is named: {}", needed.stderr);
+    assert!(Path::new(directory).is_dir());
+    cluster.weir_json(&["checkpoint", &job]);
     let disposed = cluster.weir_json(&["savepoint", "-d", id]);
     assert_eq!(disposed["bytes_freed"], savepoint["bytes"]);
     assert!(!Path::new(directory).exists());

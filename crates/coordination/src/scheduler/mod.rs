@@ -285,6 +285,11 @@ pub fn assign_splits(
 fn is_fatal(error: &Error) -> bool {
     matches!(
         error.code,
-        Code::InvalidArgument | Code::InvalidSql | Code::Unsupported | Code::MalformedRecord | Code::OffsetTruncated
+        Code::InvalidArgument
+            | Code::InvalidSql
+            | Code::Unsupported
+            | Code::MalformedRecord
+            | Code::OffsetTruncated
+            | Code::Corrupt
     )
 }
