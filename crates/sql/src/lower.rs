@@ -85,6 +85,7 @@ impl<'a> Lowering<'a> {
         let whole = |node: usize| Piece { node, predicate: None, exprs: (0..rel.columns.len()).map(column).collect() };
         match &rel.kind {
             Kind::Scan(table) => {
+                self.late_table_of(table)?;
                 let node = self.source(table);
                 Ok(vec![whole(node)])
             }
@@ -215,25 +216,24 @@ impl<'a> Lowering<'a> {
     /// The table that the sources under a window name for late rows.
     fn late_table(&self, base: &Rel) -> Result<Option<Arc<Table>>> {
         let tables = uid::tables(base);
-        let mut named = tables.iter().filter_map(|table| Some((table, table.late_rows_table.as_ref()?)));
-        let Some((source, name)) = named.next() else { return Ok(None) };
-        if let Some((other, _)) = named.find(|(_, other)| *other != name) {
-            return Err(unsupported(
-                other.location,
-                "a union of tables with different late-rows.table",
-                "Name the same table on both.",
-            ));
+        let mut named = tables.iter().filter(|table| table.late_rows_table.is_some());
+        let Some(source) = named.next() else { return Ok(None) };
+        if let Some(other) = named.find(|other| other.late_rows_table != source.late_rows_table) {
+            let what = "a union of tables with different late-rows.table";
+            return Err(unsupported(other.location, what, "Name the same table on both."));
         }
+        self.late_table_of(source)
+    }
+
+    /// The table that a source names for late rows.
+    fn late_table_of(&self, source: &Table) -> Result<Option<Arc<Table>>> {
+        let Some(name) = &source.late_rows_table else { return Ok(None) };
+        let named = format!("late-rows.table {name} of table {}", source.name);
         match self.catalog.entries.get(name) {
             Some(Entry::Table(table)) if table.kind().descriptor().sink => Ok(Some(Arc::clone(table))),
-            Some(_) => Err(invalid(
-                source.location,
-                format!("late-rows.table {name} of table {} cannot be written", source.name),
-            )),
-            None => {
-                Err(invalid(source.location, format!("late-rows.table {name} of table {} does not exist", source.name))
-                    .with_hint("Declare it with CREATE TABLE, with the columns to keep."))
-            }
+            Some(_) => Err(invalid(source.location, format!("{named} cannot be written"))),
+            None => Err(invalid(source.location, format!("{named} does not exist"))
+                .with_hint("Declare it with CREATE TABLE, with the columns to keep.")),
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use sqlparser::ast::Ident;
 use sqlparser::tokenizer::Location;
-use weir_types::Result;
+use weir_types::{Error, Result};
 
 use crate::bind::{Assignment, Context, Scope, Value};
-use crate::catalog::{Catalog, Entry, Table};
+use crate::catalog::{Catalog, Entry, Origin, Table};
 use crate::error::{invalid, nearest, placed};
 use crate::lower::Lowering;
 use crate::options::Settings;
@@ -30,6 +30,20 @@ struct Write {
 /// `INVALID_SQL`, `INVALID_ARGUMENT` or `UNSUPPORTED`, with [`weir_types::error::Facts::Position`] where the cause stands
 /// in the script.
 pub fn plan(script: &str, context: &PlanContext) -> Result<Planned> {
+    let failed = |what: &str| Error::internal(format!("the planner {what}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("planner".to_owned()).stack_size(STACK_BYTES);
+        match thread.spawn_scoped(scope, || plan_here(script, context)) {
+            Ok(running) => running.join().unwrap_or_else(|_| Err(failed("failed on this script"))),
+            Err(error) => Err(failed("could not start a thread").with_detail(error.to_string())),
+        }
+    })
+}
+
+/// Syntax trees are walked recursively, also by sqlparser and DataFusion: deep ones need more than a default stack.
+const STACK_BYTES: usize = 64 << 20;
+
+fn plan_here(script: &str, context: &PlanContext) -> Result<Planned> {
     let statements = script::parse(script)?;
     let mut planner = Planner::new(context)?;
     let count = statements.len();
@@ -170,6 +184,15 @@ impl<'a> Planner<'a> {
         if !table.kind().descriptor().sink {
             return Err(invalid(at, format!("table {} cannot be written", table.name))
                 .with_detail(format!("Connector '{}' is a source only.", table.kind())));
+        }
+        let known = table.kind().descriptor().metadata_written;
+        for (column, origin) in table.columns.iter().zip(&table.origins) {
+            if let Origin::Metadata { key, is_virtual: false, .. } = origin
+                && !known.contains(&key.as_str())
+            {
+                let what = format!("metadata column {} of table {} cannot be written", column.name, table.name);
+                return Err(invalid(at, what).with_hint("Declare it METADATA … VIRTUAL: then it is only read."));
+            }
         }
         let query = binder.query(&insert.query, insert.location)?;
         let writable: Vec<&Column> = table.writable().into_iter().map(|index| &table.columns[index]).collect();

@@ -7,7 +7,7 @@ use weir_types::Result;
 use crate::bind::{Context, Value};
 use crate::error::{invalid, refuse_if, start, unsupported};
 use crate::query::{Binder, Source};
-use crate::rel::{Column, Role, column, column_index};
+use crate::rel::{Column, Role, column, column_index, columns_of};
 
 impl Binder<'_> {
     /// The items of a SELECT with wildcards written out.
@@ -104,13 +104,22 @@ impl Item<'_> {
     }
 
     /// The column it makes; unnamed ones are numbered as in Flink.
-    pub(crate) fn column(&self, index: usize, value: &Value, input: &[Column]) -> Column {
+    pub(crate) fn column(&self, index: usize, value: &Value, input: &[Column]) -> Result<Column> {
         let name = self.name.clone().unwrap_or_else(|| format!("EXPR${index}"));
-        let role =
-            column_index(&value.expr).and_then(|index| input.get(index)).map_or(Role::Plain, |column| column.role);
-        Column { name, data_type: value.data_type.clone(), nullable: value.nullable, role, at: Some(self.at) }
+        let mut weight = 0_u32;
+        columns_of(&value.expr, &mut |index| weight = weight.saturating_add(input[index].weight));
+        if weight > WEIGHT_MAX {
+            return Err(invalid(self.at, format!("column {name} grows to more than {WEIGHT_MAX} terms"))
+                .with_hint("Views are written out where they are read: use a column less often in the next view."));
+        }
+        let role = column_index(&value.expr).map_or(Role::Plain, |index| input[index].role);
+        let (data_type, nullable) = (value.data_type.clone(), value.nullable);
+        Ok(Column { name, data_type, nullable, role, at: Some(self.at), weight: weight.max(1) })
     }
 }
+
+/// Most terms of a column, with all views below written out.
+const WEIGHT_MAX: u32 = 10_000;
 
 /// The name of an expression without an alias, if it is a column or field.
 fn implied_name(expr: &ast::Expr) -> Option<String> {

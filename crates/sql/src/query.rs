@@ -152,6 +152,7 @@ impl<'a> Binder<'a> {
                 nullable: a.nullable || b.nullable,
                 role,
                 at: a.at,
+                weight: a.weight.max(b.weight),
             });
         }
         let mut inputs = Vec::new();
@@ -236,7 +237,7 @@ impl<'a> Binder<'a> {
                 ItemExpr::Ast(expr) => cx.bind(expr)?,
                 ItemExpr::Bound(value) => value.clone(),
             };
-            columns.push(item.column(index, &value, &source.rel.columns));
+            columns.push(item.column(index, &value, &source.rel.columns)?);
             exprs.push(value.expr);
         }
         Ok(Arc::new(Rel { kind: Kind::Calc { input: source.rel, predicate: None, exprs }, columns }))

@@ -44,11 +44,13 @@ pub(crate) struct Column {
     pub(crate) role: Role,
     /// Where the script computes it, for messages.
     pub(crate) at: Option<Location>,
+    /// How large its expression is over columns of tables: what views build upon each other.
+    pub(crate) weight: u32,
 }
 
 impl Column {
     pub(crate) fn plain(name: impl Into<String>, data_type: DataType, nullable: bool) -> Self {
-        Self { name: name.into(), data_type, nullable, role: Role::Plain, at: None }
+        Self { name: name.into(), data_type, nullable, role: Role::Plain, at: None, weight: 1 }
     }
 
     pub(crate) fn field(&self) -> Field {

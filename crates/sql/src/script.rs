@@ -82,12 +82,26 @@ pub(crate) struct Insert {
     pub(crate) query: Box<Query>,
 }
 
+/// Longest statement, blanks counted: it bounds how deep a chain of operators can get.
+const STATEMENT_TOKENS_MAX: usize = 20_000;
+
 /// Parses a whole script.
 pub(crate) fn parse(script: &str) -> Result<Vec<Statement>> {
     let start = Location { line: 1, column: 1 };
     let tokens = Tokenizer::new(&FlinkDialect, script)
         .tokenize_with_location()
         .map_err(|error| invalid(error.location, lower_first(&error.message)))?;
+    let mut length = 0;
+    for token in &tokens {
+        length = if token.token == Token::SemiColon { 0 } else { length + 1 };
+        if length > STATEMENT_TOKENS_MAX {
+            return Err(invalid(
+                token.span.start,
+                format!("the statement has more than {STATEMENT_TOKENS_MAX} tokens"),
+            )
+            .with_hint("Split it with views."));
+        }
+    }
     let parser = Parser::new(&FlinkDialect).with_tokens_with_locations(tokens);
     let mut reader = Reader { parser, script, last: start };
     let mut statements = Vec::new();

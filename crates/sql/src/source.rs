@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields};
-use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{BinaryExpr, Operator};
+use datafusion::common::{ScalarValue, plan_err};
+use datafusion::logical_expr::{BinaryExpr, Operator, lit};
 use datafusion::prelude::Expr;
-use weir_types::Result;
 use weir_types::graph::PushedFilter;
+use weir_types::{Error, Result};
 
 use crate::catalog::{Origin, Table};
 use crate::lower::{Node, NodeKind};
@@ -37,7 +37,7 @@ pub(crate) struct Scan {
 /// Plans the scan of source node `index` and rewrites the calcs that read it.
 pub(crate) fn finish(nodes: &mut [Node], index: usize) -> Result<Scan> {
     let NodeKind::Source(table) = &nodes[index].kind else {
-        return Err(weir_types::Error::internal("not a source"));
+        return Err(Error::internal("not a source"));
     };
     let table = Arc::clone(table);
     let consumers: Vec<usize> =
@@ -72,33 +72,36 @@ pub(crate) fn finish(nodes: &mut [Node], index: usize) -> Result<Scan> {
         // Rows are still counted: some column must carry them.
         used.insert(cheapest(&table));
     }
-    let outputs: Vec<usize> = used.into_iter().collect();
+    let used: Vec<usize> = used.into_iter().collect();
     let mut computed = BTreeMap::new();
-    for output in &outputs {
-        if let Origin::Computed(expr) = &table.origins[*output] {
+    for index in &used {
+        if let Origin::Computed(expr) = &table.origins[*index] {
             let mut expr = expr.clone();
             if let Some(filter) = &filter {
                 expr = simplify(filter.assume(expr)?, &table.columns)?;
             }
-            computed.insert(*output, expr);
+            computed.insert(*index, expr);
         }
     }
-    let scan = scan_columns(nodes, &consumers, &table, &outputs, &computed, push_down);
-    finish_consumers(nodes, &consumers, &outputs);
-    let position = |column: usize| outputs.binary_search(&column).unwrap_or(0);
-    let watermark = table.watermark.as_ref().map(|watermark| {
-        let expr = substitute(&watermark.expr, &mut |index| column(position(index)));
-        (position(watermark.column), expr, constant_delay.flatten())
-    });
-    let output_columns: Vec<Column> = outputs
-        .iter()
-        .map(|output| match scan.get(output) {
-            Some((_, pruned, None)) => pruned.clone(),
-            _ => table.columns[*output].clone(),
-        })
-        .collect();
+    let scan = scan_columns(nodes, &consumers, &table, &used, &computed, push_down);
+    let outputs = Outputs::of(nodes, &consumers, &table, &used);
+    for consumer in &consumers {
+        if let NodeKind::Calc { predicate, exprs } = &mut nodes[*consumer].kind {
+            for expr in predicate.iter_mut().chain(exprs) {
+                *expr = outputs.rewrite(expr)?;
+            }
+        }
+    }
+    let watermark = match &table.watermark {
+        Some(watermark) => {
+            let rowtime = outputs.rewrite(&column(watermark.column))?;
+            let rowtime = column_index(&rowtime).ok_or_else(|| Error::internal("the rowtime is no output"))?;
+            Some((rowtime, outputs.rewrite(&watermark.expr)?, constant_delay.flatten()))
+        }
+        None => None,
+    };
     let exprs = output_exprs(&table, &outputs, &computed, &scan)?;
-    nodes[index].columns = output_columns;
+    nodes[index].columns = outputs.columns;
     let metadata = scan.values().filter_map(|(at, _, key)| Some((*at, key.clone()?))).collect();
     let mut columns: Vec<(usize, Column)> = scan.into_values().map(|(at, column, _)| (at, column)).collect();
     columns.sort_by_key(|(at, _)| *at);
@@ -109,6 +112,80 @@ pub(crate) fn finish(nodes: &mut [Node], index: usize) -> Result<Scan> {
         exprs,
         watermark,
     })
+}
+
+/// What a source gives to its readers: columns of the table, and instead of a ROW that nobody reads whole, the fields
+/// that are read, so that whatever filters rows moves no other field.
+struct Outputs {
+    paths: Vec<(usize, Vec<String>)>,
+    columns: Vec<Column>,
+}
+
+impl Outputs {
+    fn of(nodes: &[Node], consumers: &[usize], table: &Table, used: &[usize]) -> Self {
+        let mut trees: BTreeMap<usize, PathTree> = BTreeMap::new();
+        for consumer in consumers {
+            each_expr(&nodes[*consumer], &mut |expr| collect_paths(expr, &mut trees));
+        }
+        if let Some(watermark) = &table.watermark {
+            collect_paths(&watermark.expr, &mut trees);
+            trees.entry(watermark.column).or_default().whole = true;
+        }
+        let mut outputs = Self { paths: Vec::new(), columns: Vec::new() };
+        for index in used {
+            match trees.get(index) {
+                Some(tree) => outputs.add(*index, &mut Vec::new(), tree, &table.columns[*index]),
+                None => outputs.add(*index, &mut Vec::new(), &PathTree::whole(), &table.columns[*index]),
+            }
+        }
+        outputs
+    }
+
+    fn add(&mut self, index: usize, path: &mut Vec<String>, tree: &PathTree, column: &Column) {
+        let fields = match &column.data_type {
+            DataType::Struct(fields) if !tree.whole => fields,
+            _ => {
+                self.paths.push((index, path.clone()));
+                self.columns.push(column.clone());
+                return;
+            }
+        };
+        for field in fields {
+            if let Some(below) = tree.fields.get(field.name()) {
+                path.push(field.name().clone());
+                let name = format!("{}.{}", column.name, field.name());
+                let nullable = column.nullable || field.is_nullable();
+                self.add(index, path, below, &Column::plain(name, field.data_type().clone(), nullable));
+                path.pop();
+            }
+        }
+    }
+
+    /// An expression over the table's columns, over the outputs.
+    fn rewrite(&self, expr: &Expr) -> Result<Expr> {
+        let rewritten = expr.clone().transform_down(|node| {
+            let Some((index, path)) = path_of(&node) else { return Ok(Transformed::no(node)) };
+            let found = (0..=path.len()).find_map(|length| {
+                let prefix = &path[..length];
+                let output = self.paths.iter().position(|(known, path)| *known == index && path == prefix)?;
+                Some((output, length))
+            });
+            match found {
+                Some((output, length)) => {
+                    let expr = fields_of(column(output), &path[length..])?;
+                    Ok(Transformed::new(expr, true, TreeNodeRecursion::Jump))
+                }
+                None => plan_err!("a column that is read is no output of its source"),
+            }
+        });
+        rewritten.data().map_err(internal)
+    }
+}
+
+/// `expr.a.b`
+fn fields_of(expr: Expr, path: &[String]) -> datafusion::common::Result<Expr> {
+    let udf = weir_functions::registry().function("$field")?;
+    Ok(path.iter().fold(expr, |row, name| udf.call(vec![row, lit(name.as_str())])))
 }
 
 /// `rowtime - constant` or `rowtime` alone.
@@ -273,6 +350,10 @@ struct PathTree {
 }
 
 impl PathTree {
+    fn whole() -> Self {
+        Self { whole: true, fields: BTreeMap::new() }
+    }
+
     fn add(&mut self, path: &[String]) {
         match path {
             [] => self.whole = true,
@@ -332,7 +413,7 @@ fn scan_columns(
     nodes: &[Node],
     consumers: &[usize],
     table: &Table,
-    outputs: &[usize],
+    used: &[usize],
     computed: &BTreeMap<usize, Expr>,
     push_down: bool,
 ) -> ScanColumns {
@@ -345,9 +426,9 @@ fn scan_columns(
         paths.entry(watermark.column).or_default().whole = true;
     }
     computed.values().for_each(|expr| collect_paths(expr, &mut paths));
-    for output in outputs {
+    for output in used {
         // A column that is an output only to carry rows is read whole.
-        paths.entry(*output).or_insert_with(|| PathTree { whole: true, fields: BTreeMap::new() });
+        paths.entry(*output).or_insert_with(PathTree::whole);
     }
     let prunes = push_down && table.connector.prunes_columns();
     let mut scan = ScanColumns::new();
@@ -372,21 +453,9 @@ fn scan_columns(
     scan
 }
 
-/// Lets the readers refer to the source's output columns by their new positions.
-fn finish_consumers(nodes: &mut [Node], consumers: &[usize], outputs: &[usize]) {
-    let position = |column: usize| outputs.binary_search(&column).unwrap_or(0);
-    for consumer in consumers {
-        if let NodeKind::Calc { predicate, exprs } = &mut nodes[*consumer].kind {
-            for expr in predicate.iter_mut().chain(exprs) {
-                *expr = substitute(expr, &mut |index| column(position(index)));
-            }
-        }
-    }
-}
-
 fn output_exprs(
     table: &Table,
-    outputs: &[usize],
+    outputs: &Outputs,
     computed: &BTreeMap<usize, Expr>,
     scan: &ScanColumns,
 ) -> Result<Option<Vec<Expr>>> {
@@ -398,27 +467,27 @@ fn output_exprs(
             context.cast(value, &table.columns[index].data_type).map(|value| value.expr)
         }
         (Some((at, _, _)), _) => Ok(column(*at)),
-        (None, _) => Err(weir_types::Error::internal(format!("column {index} of {} is not scanned", table.name))),
+        (None, _) => Err(Error::internal(format!("column {index} of {} is not scanned", table.name))),
     };
-    let mut exprs = Vec::with_capacity(outputs.len());
-    for output in outputs {
-        exprs.push(match computed.get(output) {
+    let mut exprs = Vec::with_capacity(outputs.paths.len());
+    for (index, path) in &outputs.paths {
+        let whole = match computed.get(index) {
             Some(expr) => {
                 let mut failed = None;
-                let expr = substitute(expr, &mut |index| match scanned(index) {
-                    Ok(expr) => expr,
-                    Err(error) => {
+                let expr = substitute(expr, &mut |index| {
+                    scanned(index).unwrap_or_else(|error| {
                         failed = Some(error);
                         column(index)
-                    }
+                    })
                 });
                 match failed {
                     Some(error) => return Err(error),
                     None => expr,
                 }
             }
-            None => scanned(*output)?,
-        });
+            None => scanned(*index)?,
+        };
+        exprs.push(fields_of(whole, path).map_err(internal)?);
     }
     let is_identity =
         exprs.len() == scan.len() && exprs.iter().enumerate().all(|(index, expr)| column_index(expr) == Some(index));

@@ -170,7 +170,7 @@ impl Binder<'_> {
         for (index, (item, value)) in items.iter().zip(bound).enumerate() {
             let expr = over_aggregate(&value.expr, source, aggregate, keys, item.at)?;
             let value = Value { expr, ..value };
-            columns.push(item.column(index, &value, &aggregate.columns));
+            columns.push(item.column(index, &value, &aggregate.columns)?);
             exprs.push(value.expr);
         }
         let kind = Kind::Calc { input: Arc::clone(aggregate), predicate, exprs };
@@ -218,8 +218,14 @@ fn window_columns(time: &DataType) -> [Column; 3] {
         DataType::Timestamp(_, zone) => zone.clone(),
         _ => None,
     };
-    let column =
-        |name: &str, data_type, role| Column { name: name.to_owned(), data_type, nullable: false, role, at: None };
+    let column = |name: &str, data_type, role| Column {
+        name: name.to_owned(),
+        data_type,
+        nullable: false,
+        role,
+        at: None,
+        weight: 1,
+    };
     [
         column("window_start", local.clone(), Role::WindowStart),
         column("window_end", local, Role::WindowEnd),
@@ -253,7 +259,14 @@ fn aggregate_rel(source: &Source, keys: &[(Value, String)], calls: Vec<Call>) ->
     for (name, role) in
         [("window_start", Role::WindowStart), ("window_end", Role::WindowEnd), ("window_time", Role::WindowTime)]
     {
-        columns.push(Column { name: name.to_owned(), data_type: type_of(role), nullable: false, role, at: None });
+        columns.push(Column {
+            name: name.to_owned(),
+            data_type: type_of(role),
+            nullable: false,
+            role,
+            at: None,
+            weight: 1,
+        });
     }
     let kind = Kind::Aggregate {
         input: Arc::clone(&source.rel),

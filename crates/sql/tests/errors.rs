@@ -387,3 +387,57 @@ fn no_prefix_of_a_script_makes_the_planner_panic() {
         }
     }
 }
+
+#[test]
+fn expressions_that_would_exhaust_the_stack_or_memory_are_refused() {
+    let chain = format!("INSERT INTO out SELECT a{}, b FROM t;", " + 1".repeat(1_000));
+    let chains = format!("INSERT INTO out SELECT a{}, b FROM t;", " + 1".repeat(10_000));
+    let parentheses = format!("INSERT INTO out SELECT {}a{}, b FROM t;", "(".repeat(5_000), ")".repeat(5_000));
+    let mut views = "CREATE VIEW v0 AS SELECT a, b FROM t;\n".to_owned();
+    for view in 1..40 {
+        views += &format!("CREATE VIEW v{view} AS SELECT a + a AS a, b FROM v{};\n", view - 1);
+    }
+    let message = |script: &str| refusals(&[script])[script.len()..].trim().to_owned();
+    insta::assert_snapshot!([&chain, &chains, &parentheses, &views].map(|script| message(script)).join("\n"), @r##"
+INVALID_SQL: line 3, column 24: the expression is nested more than 200 levels deep
+    hint: Split it with a view, or write IN (…) for a chain of ORs.
+INVALID_SQL: line 3, column 20015: the statement has more than 20000 tokens
+    hint: Split it with views.
+INVALID_SQL: line 3, column 73: the statement is nested too deeply
+    hint: Split it with a view.
+INVALID_SQL: line 17, column 27: column a grows to more than 10000 terms
+    hint: Views are written out where they are read: use a column less often in the next view.
+"##);
+}
+
+#[test]
+fn late_rows_need_a_table_with_columns_of_the_rows() {
+    let source = |late: &str| {
+        format!(
+            "CREATE TABLE s (k INT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts) WITH ('connector' = 'filesystem', \
+            'path' = '/x', 'format' = 'json', 'late-rows.table' = '{late}'); CREATE TABLE late (k INT, other INT) \
+            WITH ('connector' = 'print'); INSERT INTO out SELECT k, 'x' FROM TABLE(TUMBLE(TABLE s, DESCRIPTOR(ts), \
+            INTERVAL '1' SECOND)) GROUP BY window_start, window_end, k;"
+        )
+    };
+    let message = |script: String| refusals(&[&script])[script.len()..].trim().to_owned();
+    insta::assert_snapshot!(["missing", "late"].map(|late| message(source(late))).join("\n"), @r##"
+INVALID_SQL: line 3, column 14: late-rows.table missing of table s does not exist
+    hint: Declare it with CREATE TABLE, with the columns to keep.
+INVALID_SQL: line 3, column 175: column other of the late-rows.table late is no column of the rows in the window
+    hint: Late rows have the columns of the table or query that the window function names; leave the column out, or select it there.
+"##);
+}
+
+#[test]
+fn metadata_that_is_only_read_is_not_written() {
+    insta::assert_snapshot!(refusals(&[
+        r#"CREATE TABLE s (a INT, o BIGINT METADATA FROM 'offset') WITH ('connector' = 'stream-store', 'stream' = 'a/b');
+INSERT INTO s SELECT a, 1 FROM t;"#,
+    ]), @r##"
+CREATE TABLE s (a INT, o BIGINT METADATA FROM 'offset') WITH ('connector' = 'stream-store', 'stream' = 'a/b');
+INSERT INTO s SELECT a, 1 FROM t;
+    INVALID_SQL: line 4, column 13: metadata column o of table s cannot be written
+    hint: Declare it METADATA … VIRTUAL: then it is only read.
+"##);
+}

@@ -26,7 +26,7 @@ INSERT INTO out SELECT auction, bidder, price, `dateTime`, extra FROM bid;"#), @
           first-event.rate: 100000
           scan: bid ROW<auction BIGINT, bidder BIGINT, price BIGINT, dateTime TIMESTAMP(3), extra STRING>
           pushed filter: event_type IN (2)
-          select: bid, bid.dateTime AS dateTime
+          select: bid.auction, bid.bidder, bid.price, bid.extra, bid.dateTime AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -44,7 +44,7 @@ INSERT INTO out SELECT auction, bidder, 0.908 * price as price, `dateTime`, extr
           first-event.rate: 100000
           scan: bid ROW<auction BIGINT, bidder BIGINT, price BIGINT, dateTime TIMESTAMP(3), extra STRING>
           pushed filter: event_type IN (2)
-          select: bid, bid.dateTime AS dateTime
+          select: bid.auction, bid.bidder, bid.price, bid.extra, bid.dateTime AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -62,7 +62,7 @@ INSERT INTO out SELECT auction, price FROM bid WHERE MOD(auction, 123) = 0;"#), 
           first-event.rate: 100000
           scan: bid ROW<auction BIGINT, price BIGINT, dateTime TIMESTAMP(3)>
           pushed filter: event_type IN (2)
-          select: bid, bid.dateTime AS dateTime
+          select: bid.auction, bid.price, bid.dateTime AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -87,7 +87,7 @@ GROUP BY window_start, window_end, auction;"#), @r##"
               first-event.rate: 100000
               scan: bid ROW<auction BIGINT, dateTime TIMESTAMP(3)>
               pushed filter: event_type IN (2)
-              select: bid, bid.dateTime AS dateTime
+              select: bid.auction, bid.dateTime AS dateTime
               watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -109,7 +109,7 @@ FROM bid WHERE 0.908 * price > 1000000 AND 0.908 * price < 50000000;"#), @r##"
           first-event.rate: 100000
           scan: bid ROW<auction BIGINT, price BIGINT, channel STRING, url STRING, dateTime TIMESTAMP(3)>
           pushed filter: event_type IN (2)
-          select: bid, bid.dateTime AS dateTime
+          select: bid.auction, bid.price, bid.channel, bid.url, bid.dateTime AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -136,7 +136,7 @@ GROUP BY w.window_start, w.window_end, w.bidder HAVING COUNT(*) > 1;"#), @r##"
               first-event.rate: 100000
               scan: bid ROW<auction BIGINT, bidder BIGINT, price BIGINT, dateTime TIMESTAMP(3)>
               pushed filter: event_type IN (2)
-              select: bid, bid.dateTime AS dateTime
+              select: bid.auction, bid.bidder, bid.price, bid.dateTime AS dateTime
               watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -160,7 +160,7 @@ GROUP BY window_start, window_end;"#), @r##"
               first-event.rate: 100000
               scan: bid ROW<price BIGINT, dateTime TIMESTAMP(3)>
               pushed filter: event_type IN (2)
-              select: bid, bid.dateTime AS dateTime
+              select: bid.price, bid.dateTime AS dateTime
               watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -182,7 +182,7 @@ END;"#), @r##"
           first-event.rate: 100000
           scan: event_type INT, person ROW<name STRING, dateTime TIMESTAMP(3)>, bid ROW<auction BIGINT, price BIGINT, dateTime TIMESTAMP(3)>
           pushed filter: event_type IN (0, 2)
-          select: event_type, person, bid, CASE WHEN event_type = 0 THEN person.dateTime ELSE bid.dateTime END AS dateTime
+          select: event_type, person.name, bid.auction, bid.price, CASE WHEN event_type = 0 THEN person.dateTime ELSE bid.dateTime END AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 [4] Sink(people) blackhole [name] changelog=[I] parallelism=1
   [3] Calc [name] parallelism=1 → chained
@@ -206,7 +206,7 @@ INSERT INTO kinds SELECT event_type FROM nexmark;"#), @r##"
           events.num: 1000
           first-event.rate: 100000
           scan: event_type INT, person ROW<dateTime TIMESTAMP(3)>, auction ROW<dateTime TIMESTAMP(3)>, bid ROW<auction BIGINT, dateTime TIMESTAMP(3)>
-          select: event_type, bid, CASE WHEN event_type = 0 THEN person.dateTime WHEN event_type = 1 THEN auction.dateTime ELSE bid.dateTime END AS dateTime
+          select: event_type, bid.auction, CASE WHEN event_type = 0 THEN person.dateTime WHEN event_type = 1 THEN auction.dateTime ELSE bid.dateTime END AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 [4] Sink(kinds) blackhole [kind] changelog=[I] parallelism=1
   [3] Calc [kind] parallelism=1 → chained
@@ -242,7 +242,7 @@ INSERT INTO out SELECT we, MAX(n) FROM counts GROUP BY ws, we;"#), @r##"
                   first-event.rate: 100000
                   scan: event_type INT, person ROW<id BIGINT, dateTime TIMESTAMP(3)>, auction ROW<dateTime TIMESTAMP(3), seller BIGINT>, bid ROW<dateTime TIMESTAMP(3)>
                   pushed filter: event_type IN (0, 1)
-                  select: event_type, person, auction, CASE WHEN event_type = 0 THEN person.dateTime WHEN event_type = 1 THEN auction.dateTime ELSE bid.dateTime END AS dateTime
+                  select: event_type, person.id, auction.seller, CASE WHEN event_type = 0 THEN person.dateTime WHEN event_type = 1 THEN auction.dateTime ELSE bid.dateTime END AS dateTime
                   watermark: dateTime AS dateTime - INTERVAL '4 s'
           [2] Calc [dateTime, id] parallelism=1 → hash(id)
                 where: event_type = 1
@@ -263,7 +263,7 @@ INSERT INTO out SELECT auction, window_start, window_time FROM TABLE(TUMBLE(TABL
           first-event.rate: 100000
           scan: bid ROW<auction BIGINT, dateTime TIMESTAMP(3)>
           pushed filter: event_type IN (2)
-          select: bid, bid.dateTime AS dateTime
+          select: bid.auction, bid.dateTime AS dateTime
           watermark: dateTime AS dateTime - INTERVAL '4 s'
 "##);
 }
@@ -332,7 +332,7 @@ INSERT INTO out SELECT place.inner_row.z, origin, tags[1], props['a'] FROM commi
           path: /data
           scan: authored_at STRING, tags ARRAY<STRING>, props MAP<STRING, INT>, place ROW<x DOUBLE, inner_row ROW<z STRING>>, origin STRING NOT NULL
           metadata: origin from 'file.name'
-          select: tags, props, place, origin, TO_TIMESTAMP(authored_at) AS ts
+          select: tags, props, place.x, place.inner_row.z, origin, TO_TIMESTAMP(authored_at) AS ts
           watermark: ts AS ts - INTERVAL '30 d'
 "##);
 }
@@ -363,7 +363,8 @@ INSERT INTO out (c, a) SELECT a, a FROM t;"#), @r##"
     [0] Source(t) filesystem parallelism=1 → chained
           format: csv
           path: /x
-          scan: a INT
+          scan: a INT, b STRING
+          select: a
 "##);
 }
 

@@ -80,6 +80,8 @@ pub struct Descriptor {
     pub options: &'static [OptionSpec],
     /// Metadata columns that it offers: key, SQL type.
     pub metadata: &'static [(&'static str, &'static str)],
+    /// Keys of those that a sink can write.
+    pub metadata_written: &'static [&'static str],
 }
 
 /// One option of a connector.
@@ -175,6 +177,7 @@ const STREAM_STORE: Descriptor = Descriptor {
         ("timestamp", "TIMESTAMP_LTZ(3)"),
         ("key", "STRING"),
     ],
+    metadata_written: &["timestamp", "key"],
 };
 
 const FILESYSTEM: Descriptor = Descriptor {
@@ -197,6 +200,7 @@ const FILESYSTEM: Descriptor = Descriptor {
         LATE_ROWS,
     ],
     metadata: &[("file.path", "STRING NOT NULL"), ("file.name", "STRING NOT NULL")],
+    metadata_written: &[],
 };
 
 const NEXMARK: Descriptor = Descriptor {
@@ -235,6 +239,7 @@ const NEXMARK: Descriptor = Descriptor {
         LATE_ROWS,
     ],
     metadata: &[],
+    metadata_written: &[],
 };
 
 const PRINT: Descriptor = Descriptor {
@@ -244,6 +249,7 @@ const PRINT: Descriptor = Descriptor {
     filter_push_down: &[],
     options: &[option("print-identifier", OptionKind::Text, "put before every row")],
     metadata: &[],
+    metadata_written: &[],
 };
 
 const BLACKHOLE: Descriptor = Descriptor {
@@ -253,4 +259,5 @@ const BLACKHOLE: Descriptor = Descriptor {
     filter_push_down: &[],
     options: &[],
     metadata: &[],
+    metadata_written: &[],
 };

@@ -81,7 +81,12 @@ pub(crate) struct Context<'a> {
     pub(crate) calls: Option<&'a RefCell<Vec<Call>>>,
     /// IANA name of the session's time zone.
     pub(crate) time_zone: &'a str,
+    /// How deep within an expression this is.
+    pub(crate) depth: u16,
 }
+
+/// Deepest nesting of an expression: what evaluates it walks it recursively on an ordinary stack.
+const DEPTH_MAX: u16 = 200;
 
 /// The column that stands for an aggregate call until the aggregate is planned.
 pub(crate) fn call_placeholder(index: usize) -> Expr {
@@ -98,7 +103,7 @@ pub(crate) fn placeholder_index(expr: &Expr) -> Option<usize> {
 
 impl<'a> Context<'a> {
     pub(crate) fn new(scope: Scope<'a>, at: Location, time_zone: &'a str) -> Self {
-        Self { scope, at, calls: None, time_zone }
+        Self { scope, at, calls: None, time_zone, depth: 0 }
     }
 
     fn at(self, expr: &ast::Expr) -> Self {
@@ -107,7 +112,11 @@ impl<'a> Context<'a> {
 
     /// Binds an expression.
     pub(crate) fn bind(self, expr: &ast::Expr) -> Result<Value> {
-        let cx = self.at(expr);
+        if self.depth >= DEPTH_MAX {
+            return Err(invalid(self.at, format!("the expression is nested more than {DEPTH_MAX} levels deep"))
+                .with_hint("Split it with a view, or write IN (…) for a chain of ORs."));
+        }
+        let cx = Self { depth: self.depth + 1, ..self.at(expr) };
         match expr {
             ast::Expr::Identifier(name) => cx.identifier(name),
             ast::Expr::CompoundIdentifier(parts) => cx.compound(parts),
