@@ -17,7 +17,7 @@ use weir_types::{Error, Result};
 use crate::catalog::{Origin, Table};
 use crate::lower::{Node, NodeKind, WindowNode};
 use crate::rel::{Column, column, column_index, columns_of, substitute};
-use crate::simplify::{guard, simplify};
+use crate::simplify::{guard, guard_predicate, simplify};
 use crate::source::{self, Scan};
 use crate::text::{duration, text};
 
@@ -209,16 +209,22 @@ fn input_schema(nodes: &[Node], schemas: &BTreeMap<usize, SchemaRef>, node: &Nod
 
 /// Encodes an expression over numbered columns for an input of this schema.
 fn encode(expr: &Expr, input: &SchemaRef) -> Result<ScalarExpr> {
+    encode_as(expr, guard(expr.clone())?, input)
+}
+
+/// Encodes what is guarded, shown as what was written.
+fn encode_as(expr: &Expr, guarded: Expr, input: &SchemaRef) -> Result<ScalarExpr> {
     let name = |index: usize| input.fields().get(index).map_or("?".to_owned(), |field| field.name().clone());
     let shown = text(expr, &name);
-    let guarded = guard(expr.clone())?;
     let named = substitute(&guarded, &mut |index| Expr::Column(DfColumn::new_unqualified(name(index))));
     encode_expr(&named, shown)
 }
 
 fn calc_spec(predicate: Option<&Expr>, exprs: &[Expr], input: &SchemaRef) -> Result<CalcSpec> {
     Ok(CalcSpec {
-        predicate: predicate.map(|predicate| encode(predicate, input)).transpose()?,
+        predicate: predicate
+            .map(|predicate| encode_as(predicate, guard_predicate(predicate.clone())?, input))
+            .transpose()?,
         projection: exprs.iter().map(|expr| encode(expr, input)).collect::<Result<_>>()?,
     })
 }

@@ -13,6 +13,7 @@ use crate::bind::{Assignment, Context, Scope, Value};
 use crate::catalog::{Catalog, Entry, Table};
 use crate::error::{invalid, unsupported};
 use crate::rel::{Column, Kind, Rel, Role, column, column_index, columns_of, internal, numbered_schema, substitute};
+use crate::simplify::encoded_depth;
 use crate::uid::{self, Uids};
 
 /// A node of the dataflow. Expressions refer to the columns of the node's input by number.
@@ -121,18 +122,17 @@ impl<'a> Lowering<'a> {
         self.nodes.len() - 1
     }
 
-    /// A calc on top of a piece: merged into it, unless that would compute something twice.
+    /// A calc on top of a piece: merged into it, unless that would compute something twice or nest too deeply.
     fn compose(&mut self, piece: Piece, predicate: Option<&Expr>, exprs: &[Expr], columns: &[Column]) -> Piece {
-        let piece = if repeats(&piece.exprs, predicate, exprs) {
-            let node = self.materialise(piece, columns);
-            Piece { node, predicate: None, exprs: (0..columns.len()).map(column).collect() }
-        } else {
-            piece
-        };
-        let over = |expr: &Expr| substitute(expr, &mut |index| piece.exprs[index].clone());
-        let predicates = piece.predicate.iter().cloned().chain(predicate.map(over));
-        let predicate = crate::simplify::conjunction(predicates);
-        Piece { node: piece.node, predicate, exprs: exprs.iter().map(over).collect() }
+        if !repeats(&piece.exprs, predicate, exprs) {
+            let merged = merge(&piece, predicate, exprs);
+            if merged.exprs.iter().chain(&merged.predicate).all(|expr| encoded_depth(expr) <= MERGED_DEPTH_MAX) {
+                return merged;
+            }
+        }
+        let node = self.materialise(piece, columns);
+        let below = Piece { node, predicate: None, exprs: (0..columns.len()).map(column).collect() };
+        merge(&below, predicate, exprs)
     }
 
     /// The node whose output is the piece.
@@ -282,6 +282,16 @@ fn late_columns(table: &Table, base: &Rel, pre: &mut PreCalc) -> Result<Vec<usiz
             pre.add(column(found), name)
         })
         .collect()
+}
+
+/// Deepest encoding of merged expressions: what is put around them still fits.
+const MERGED_DEPTH_MAX: usize = 85;
+
+fn merge(piece: &Piece, predicate: Option<&Expr>, exprs: &[Expr]) -> Piece {
+    let over = |expr: &Expr| substitute(expr, &mut |index| piece.exprs[index].clone());
+    let predicates = piece.predicate.iter().cloned().chain(predicate.map(over));
+    let predicate = crate::simplify::conjunction(predicates);
+    Piece { node: piece.node, predicate, exprs: exprs.iter().map(over).collect() }
 }
 
 /// Whether merging would compute an expression more than once, or a volatile one apart from its other uses.

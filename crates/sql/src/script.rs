@@ -85,6 +85,9 @@ pub(crate) struct Insert {
 /// Longest statement, blanks counted: it bounds how deep a chain of operators can get.
 const STATEMENT_TOKENS_MAX: usize = 20_000;
 
+/// Most statements of a script: it bounds how deep views can stand on views.
+const STATEMENTS_MAX: usize = 1000;
+
 /// Parses a whole script.
 pub(crate) fn parse(script: &str) -> Result<Vec<Statement>> {
     let start = Location { line: 1, column: 1 };
@@ -127,6 +130,9 @@ pub(crate) fn parse(script: &str) -> Result<Vec<Statement>> {
             let kind = reader.statement(location)?;
             if in_set.is_some() && !matches!(kind, StatementKind::Insert(_)) {
                 return Err(invalid(location, "a statement set takes INSERT INTO statements only"));
+            }
+            if statements.len() >= STATEMENTS_MAX {
+                return Err(invalid(location, format!("the script has more than {STATEMENTS_MAX} statements")));
             }
             statements.push(Statement { location, kind });
         }

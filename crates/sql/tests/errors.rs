@@ -391,6 +391,7 @@ fn no_prefix_of_a_script_makes_the_planner_panic() {
 #[test]
 fn expressions_that_would_exhaust_the_stack_or_memory_are_refused() {
     let chain = format!("INSERT INTO out SELECT a{}, b FROM t;", " + 1".repeat(1_000));
+    let mixed = format!("INSERT INTO out SELECT a{}, b FROM t;", " + 1 - 1".repeat(60));
     let chains = format!("INSERT INTO out SELECT a{}, b FROM t;", " + 1".repeat(10_000));
     let parentheses = format!("INSERT INTO out SELECT {}a{}, b FROM t;", "(".repeat(5_000), ")".repeat(5_000));
     let mut views = "CREATE VIEW v0 AS SELECT a, b FROM t;\n".to_owned();
@@ -398,9 +399,11 @@ fn expressions_that_would_exhaust_the_stack_or_memory_are_refused() {
         views += &format!("CREATE VIEW v{view} AS SELECT a + a AS a, b FROM v{};\n", view - 1);
     }
     let message = |script: &str| refusals(&[script])[script.len()..].trim().to_owned();
-    insta::assert_snapshot!([&chain, &chains, &parentheses, &views].map(|script| message(script)).join("\n"), @r##"
+    insta::assert_snapshot!([&chain, &mixed, &chains, &parentheses, &views].map(|script| message(script)).join("\n"), @r##"
 INVALID_SQL: line 3, column 24: the expression is nested more than 200 levels deep
     hint: Split it with a view, or write IN (…) for a chain of ORs.
+INVALID_SQL: line 3, column 24: the expression is nested too deeply
+    hint: Split it with a view.
 INVALID_SQL: line 3, column 20015: the statement has more than 20000 tokens
     hint: Split it with views.
 INVALID_SQL: line 3, column 73: the statement is nested too deeply

@@ -174,6 +174,7 @@ fn comparisons_logic_and_conditions() {
 fn the_left_side_decides_before_the_right_side_can_fail() {
     check("i > 100 AND 1 / (i - 7) > 0", "BOOLEAN", ["false", "false", "NULL"]);
     check("i < 100 OR 1 / (i - 7) > 0", "BOOLEAN", ["true", "true", "NULL"]);
+    check("i <> 7 AND (s = 'x' OR 1 / (i - 7) > 0)", "BOOLEAN", ["false", "false", "NULL"]);
     check("CASE WHEN i = 7 THEN 0 ELSE 14 / (i - 7) END", "INT", ["0", "-1", "NULL"]);
 }
 
@@ -370,4 +371,22 @@ fn rows_and_arrays() {
     check("ARRAY[i, 1]", "ARRAY<INT>", ["[7, 1]", "[-7, 1]", "[, 1]"]);
     check("ARRAY[i, 1][1]", "INT", ["7", "-7", "NULL"]);
     check("CARDINALITY(ARRAY[i, 1])", "INT", ["2", "2", "2"]);
+}
+
+#[test]
+fn long_chains_of_conditions_that_can_fail_stay_small() {
+    let chain: Vec<String> = (0..60).map(|n| format!("CAST(s AS STRING) <> '{n}' AND n / (i + 100) <> {n}")).collect();
+    check(&chain.join(" AND "), "BOOLEAN", ["true", "true", "NULL"]);
+}
+
+#[test]
+fn views_on_views_nest_as_deep_as_one_likes() {
+    let mut script = format!("{TABLE}CREATE VIEW v0 AS SELECT i, s FROM t;");
+    for view in 1..100 {
+        script += &format!("CREATE VIEW v{view} AS SELECT ABS(i - 1) AS i, s FROM v{};", view - 1);
+    }
+    script += "CREATE TABLE out (x INT) WITH ('connector' = 'print'); INSERT INTO out SELECT i FROM v99;";
+    let graph = plan(&script, &PlanContext::default()).unwrap().graph.unwrap();
+    let calcs = graph.operators.iter().filter(|operator| matches!(operator.spec, OperatorSpec::Calc(_)));
+    assert!(calcs.count() > 1);
 }

@@ -24,6 +24,7 @@ use weir_types::Result;
 
 use crate::error::{invalid, nearest, refuse_if, start, unsupported};
 use crate::rel::{Call, Column, column, internal};
+use crate::simplify::encoded_depth;
 
 pub(crate) use cast::Assignment;
 pub(crate) use literal::interval_ms;
@@ -88,6 +89,9 @@ pub(crate) struct Context<'a> {
 /// Deepest nesting of an expression: what evaluates it walks it recursively on an ordinary stack.
 const DEPTH_MAX: u16 = 200;
 
+/// Deepest nesting of its encoding, with room for what is put around it.
+const ENCODED_DEPTH_MAX: usize = 75;
+
 /// The column that stands for an aggregate call until the aggregate is planned.
 pub(crate) fn call_placeholder(index: usize) -> Expr {
     Expr::Column(DfColumn::new_unqualified(format!("@{index}")))
@@ -112,6 +116,16 @@ impl<'a> Context<'a> {
 
     /// Binds an expression.
     pub(crate) fn bind(self, expr: &ast::Expr) -> Result<Value> {
+        let value = self.bind_part(expr)?;
+        if self.depth == 0 && encoded_depth(&value.expr) > ENCODED_DEPTH_MAX {
+            return Err(
+                invalid(self.at(expr).at, "the expression is nested too deeply").with_hint("Split it with a view.")
+            );
+        }
+        Ok(value)
+    }
+
+    fn bind_part(self, expr: &ast::Expr) -> Result<Value> {
         if self.depth >= DEPTH_MAX {
             return Err(invalid(self.at, format!("the expression is nested more than {DEPTH_MAX} levels deep"))
                 .with_hint("Split it with a view, or write IN (…) for a chain of ORs."));
