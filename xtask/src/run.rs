@@ -90,7 +90,9 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
 /// with them compiled dependencies, are the same for every command.
 fn build_binaries(profile: Profile) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "--workspace", "--bins", "--locked", "--exclude", "xtask", "--exclude", "weir-benches"]).args(profile.flags());
+    command
+        .args(["build", "--workspace", "--bins", "--locked", "--exclude", "xtask", "--exclude", "weir-benches"])
+        .args(profile.flags());
     succeed(&mut command)?;
     Ok(target_directory()?.join(profile.directory()))
 }

@@ -26,11 +26,11 @@ pub(crate) async fn start(dir: &Path, args: &StartArgs) -> Result<ClusterFile> {
     std::fs::create_dir_all(dir.join("log"))
         .map_err(|error| Error::io(format!("could not create {}", dir.join("log").display()), &error))?;
     let dir = dir.canonicalize().map_err(|error| Error::io(format!("could not open {}", dir.display()), &error))?;
-    if let Some(file) = ClusterFile::read(&dir)? {
-        if file.processes.iter().any(|process| process.id.is_running()) {
-            return Err(Error::new(Code::AlreadyExists, format!("a cluster runs in {} already", dir.display()))
-                .with_hint("Stop it with `weir cluster stop`, or choose another --dir."));
-        }
+    if let Some(file) = ClusterFile::read(&dir)?
+        && file.processes.iter().any(|process| process.id.is_running())
+    {
+        return Err(Error::new(Code::AlreadyExists, format!("a cluster runs in {} already", dir.display()))
+            .with_hint("Stop it with `weir cluster stop`, or choose another --dir."));
     }
     let mut cluster = Starting { dir: &dir, args, deadline: Instant::now() + START_TIMEOUT, started: Vec::new() };
     match cluster.run().await {
