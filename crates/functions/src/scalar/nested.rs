@@ -238,3 +238,6 @@ fn masked(field: &ArrayRef, nulls: Option<&NullBuffer>) -> Result<ArrayRef> {
 pub(super) fn list_of(list: &ListArray, field: FieldRef, values: ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(ListArray::try_new(field, list.offsets().clone(), values, list.nulls().cloned())?))
 }
+
+#[cfg(test)]
+mod tests;
