@@ -139,7 +139,11 @@ impl Agent {
                 session.send(message)?;
                 self.unsent.pop_front();
             }
-            self.tasks.forget_ended();
+            if self.tasks.has_ended() {
+                // Their last rows count.
+                self.telemetry.publish(&self.tasks);
+                self.tasks.forget_ended();
+            }
         }
         Ok(())
     }

@@ -342,6 +342,11 @@ impl Tasks {
         self.attempts.values().flat_map(|running| &running.subtasks)
     }
 
+    /// Whether an attempt is over that has not been forgotten.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.attempts.values().any(Running::is_over)
+    }
+
     /// Forgets attempts that are over; the JobManager has been told.
     pub(crate) fn forget_ended(&mut self) {
         self.attempts.retain(|_, running| !running.is_over());

@@ -36,15 +36,14 @@ struct View {
 pub(crate) struct Telemetry {
     views: watch::Sender<Vec<View>>,
     memory: Arc<MemoryBudget>,
+    slots: u32,
     /// What of each subtask has been added to the process's counters.
     counted: HashMap<SubtaskId, [u64; 3]>,
 }
 
 impl Telemetry {
     pub(crate) fn new(memory: Arc<MemoryBudget>, slots: u32) -> Self {
-        metrics::gauge!("weir_taskmanager_slots").set(f64::from(slots));
-        metrics::gauge!("weir_taskmanager_memory_budget_bytes").set(memory.limit() as f64);
-        Self { views: watch::Sender::new(Vec::new()), memory, counted: HashMap::new() }
+        Self { views: watch::Sender::new(Vec::new()), memory, slots, counted: HashMap::new() }
     }
 
     /// The HTTP routes beside those that every process has.
@@ -78,6 +77,8 @@ impl Telemetry {
             }
         }
         self.counted = counted;
+        metrics::gauge!("weir_taskmanager_slots").set(f64::from(self.slots));
+        metrics::gauge!("weir_taskmanager_memory_budget_bytes").set(self.memory.limit() as f64);
         metrics::gauge!("weir_taskmanager_subtasks").set(f64::from(running));
         metrics::gauge!("weir_taskmanager_state_bytes").set(state_bytes as f64);
         metrics::gauge!("weir_taskmanager_memory_used_bytes").set(self.memory.used() as f64);

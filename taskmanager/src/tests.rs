@@ -1,159 +1,35 @@
 //! Whole TaskManagers against a JobManager that is played by the test, over real sockets.
 
+mod jobmanager;
+
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use futures::Stream;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
 use weir_dataflow::testing::TestConnectors;
-use weir_proto::pb::control::v1 as pb;
-use weir_proto::pb::control::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use weir_service::Shutdown;
 use weir_service::units::TimeSpan;
 use weir_types::connector::ConnectorKind;
 use weir_types::control::{
-    CancelAttempt, FinishAttempt, FromTaskManager, Registered, Registration, SnapshotOutcome, SubtaskProgress,
-    SubtaskStatus, ToTaskManager, TriggerBarrier,
+    CancelAttempt, FinishAttempt, FromTaskManager, SnapshotOutcome, ToTaskManager, TriggerBarrier,
 };
 use weir_types::deployment::{Deployment, Placement, SplitAssignment, SubtaskState};
 use weir_types::graph::{
     ConnectorSpec, Edge, Exchange, JobGraph, JobOptions, Operator, OperatorSpec, Output, SinkSpec, SourceSpec,
 };
 use weir_types::ids::{
-    Attempt, BarrierId, ChainId, ClusterId, JobId, OperatorId, Parallelism, SnapshotId, SubtaskId, SubtaskIndex,
-    TaskManagerId, Term,
+    Attempt, BarrierId, ChainId, ClusterId, JobId, OperatorId, Parallelism, SnapshotId, SubtaskIndex, TaskManagerId,
+    Term,
 };
-use weir_types::snapshot::{Barrier, SnapshotKind, SplitPosition, StopMode, SubtaskSnapshot};
+use weir_types::snapshot::{Barrier, SnapshotKind, SplitPosition, StopMode};
 use weir_types::{Code, Error, Result};
+
+use jobmanager::{FakeJobManager, Session};
 
 use crate::config::Config;
 use crate::daemon::{Listeners, run};
-
-/// One session as the JobManager sees it.
-struct Session {
-    registration: Registration,
-    messages: Streaming<pb::TaskManagerMessage>,
-    commands: mpsc::Sender<Result<pb::JobManagerMessage, Status>>,
-}
-
-struct FakeJobManager {
-    sessions: mpsc::Receiver<Session>,
-    address: String,
-}
-
-struct FakeService(mpsc::Sender<Session>);
-
-#[tonic::async_trait]
-impl Coordinator for FakeService {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<pb::JobManagerMessage, Status>> + Send>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<pb::TaskManagerMessage>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
-        let mut messages = request.into_inner();
-        let (commands, answers) = mpsc::channel(64);
-        let sessions = self.0.clone();
-        tokio::spawn(async move {
-            let first = FromTaskManager::try_from(messages.message().await.unwrap().unwrap()).unwrap();
-            let FromTaskManager::Register(registration) = first else { panic!("{first:?}") };
-            sessions.send(Session { registration, messages, commands }).await.unwrap();
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
-    }
-}
-
-impl FakeJobManager {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (sender, sessions) = mpsc::channel(16);
-        let server = tonic::transport::Server::builder().add_service(CoordinatorServer::new(FakeService(sender)));
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        Self { sessions, address }
-    }
-
-    /// The next TaskManager that registers, before it is answered.
-    async fn registering(&mut self) -> Session {
-        self.sessions.recv().await.unwrap()
-    }
-
-    /// The next TaskManager that registers, welcomed.
-    async fn registered(&mut self) -> Session {
-        let session = self.registering().await;
-        session.welcome("cluster", 1).await;
-        session
-    }
-}
-
-impl Session {
-    async fn welcome(&self, cluster: &str, term: u64) {
-        self.command(ToTaskManager::Registered(Registered {
-            cluster: ClusterId::new(cluster).unwrap(),
-            term: Term(term),
-            heartbeat_interval_ms: 20,
-            heartbeat_timeout_ms: 60_000,
-        }))
-        .await;
-    }
-
-    async fn command(&self, command: ToTaskManager) {
-        self.commands.send(Ok((&command).into())).await.unwrap();
-    }
-
-    async fn message(&mut self) -> Option<FromTaskManager> {
-        self.messages.message().await.unwrap().map(|message| message.try_into().unwrap())
-    }
-
-    /// The next message that is no heartbeat.
-    async fn said(&mut self) -> FromTaskManager {
-        loop {
-            match self.message().await.unwrap() {
-                FromTaskManager::Heartbeat(_) => {}
-                message => return message,
-            }
-        }
-    }
-
-    /// The states that `count` messages report.
-    async fn states(&mut self, count: usize) -> Vec<(u32, u32, u32, SubtaskState)> {
-        let mut states = Vec::new();
-        while states.len() < count {
-            match self.said().await {
-                FromTaskManager::Status(SubtaskStatus { subtask: SubtaskId { chain, index, attempt, .. }, state }) => {
-                    states.push((chain.0, index.0, attempt.0, state));
-                }
-                message => panic!("{message:?}"),
-            }
-        }
-        states
-    }
-
-    async fn acknowledged(&mut self) -> SubtaskSnapshot {
-        match self.said().await {
-            FromTaskManager::SnapshotAcked(snapshot) => snapshot,
-            message => panic!("{message:?}"),
-        }
-    }
-
-    /// The first heartbeat whose counters satisfy `done`.
-    async fn progress(&mut self, done: impl Fn(&[SubtaskProgress]) -> bool) -> Vec<SubtaskProgress> {
-        loop {
-            if let FromTaskManager::Heartbeat(progress) = self.message().await.unwrap()
-                && done(&progress)
-            {
-                return progress;
-            }
-        }
-    }
-}
 
 struct Node {
     name: &'static str,

@@ -62,14 +62,14 @@ struct Node {
 
 impl Node {
     async fn start(name: &str) -> Self {
-        Self::with_timeout(name, Duration::from_secs(60)).await
+        Self::with(name, Duration::from_secs(60), 1 << 30).await
     }
 
-    async fn with_timeout(name: &str, deploy_timeout: Duration) -> Self {
+    async fn with(name: &str, deploy_timeout: Duration, memory_budget: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let id = TaskManagerId::new(name).unwrap();
-        let memory = MemoryBudget::new(1 << 30);
+        let memory = MemoryBudget::new(memory_budget);
         let settings = Settings { window_bytes: WINDOW, deploy_timeout, connect_timeout: Duration::from_secs(5) };
         let plane = Arc::new(DataPlane::new(id.clone(), settings, memory.clone(), Handle::current()));
         let shutdown = CancellationToken::new();
@@ -261,7 +261,7 @@ async fn a_lower_attempt_is_fenced_whether_it_comes_early_or_late() {
 
 #[tokio::test]
 async fn a_channel_without_a_subtask_times_out_and_one_with_other_columns_is_refused() {
-    let (a, b) = (Node::start("a").await, Node::with_timeout("b", Duration::from_millis(1)).await);
+    let (a, b) = (Node::start("a").await, Node::with("b", Duration::from_millis(1), 1 << 30).await);
     assert_eq!(refusal(&a, &b, attempt_channel(1, 0)).await.code, Code::Timeout);
 
     let other = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
@@ -271,6 +271,27 @@ async fn a_channel_without_a_subtask_times_out_and_one_with_other_columns_is_ref
     let detail = "the sender has \"n\" Int64 not null, \"s\" Utf8 not null, the receiver \"n\" Int64";
     assert_eq!(error.detail.as_deref(), Some(detail));
     assert_eq!(receiver.recv().await.unwrap_err().detail.as_deref(), Some(detail));
+}
+
+#[tokio::test]
+async fn what_exceeds_the_memory_budget_fails_its_channel_naming_the_operator() {
+    let (a, b) = (Node::start("a").await, Node::with("b", Duration::from_secs(60), 30_000).await);
+    let mut receiver = b.receive(attempt_channel(1, 0), ROOMY);
+    let mut sender = a.send(&b, attempt_channel(1, 0), ROOMY);
+    sender.send(batch(0, 1, 10)).await.unwrap();
+    assert_eq!(first_and_rows(&receiver.recv().await.unwrap()), (0, 1));
+    sender.send(batch(1, 1, 50_000)).await.unwrap();
+    let error = receiver.recv().await.unwrap_err();
+    assert_eq!(error.code, Code::ResourceExhausted);
+    assert!(error.message.contains("Count (exchange)"), "{error}");
+    let told = loop {
+        if let Err(error) = sender.send(Element::Idle).await {
+            break error;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(told.code, Code::ResourceExhausted);
+    assert_eq!(b.memory.used(), 0);
 }
 
 /// A peer that speaks the protocol by hand.

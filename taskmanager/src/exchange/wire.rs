@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 
-use arrow::array::RecordBatch;
 use arrow::buffer::{Buffer, MutableBuffer, ScalarBuffer};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
@@ -101,8 +100,9 @@ fn encode_batch(encoder: &mut ipc::Encoder, batch: &Batch, out: &mut VecDeque<Ou
     let bytes = op_bytes + body.iter().map(|piece| piece.len() as u64).sum::<u64>();
     if bytes > ELEMENT_BYTES && rows > 1 {
         let half = rows / 2;
-        encode_batch(encoder, &part(batch, 0, half)?, out)?;
-        return encode_batch(encoder, &part(batch, half, rows - half)?, out);
+        // Compacted, because views would bring the bytes of the other half along.
+        encode_batch(encoder, &batch.slice(0, half).compact()?, out)?;
+        return encode_batch(encoder, &batch.slice(half, rows - half).compact()?, out);
     }
     if bytes > ELEMENT_BYTES_MAX {
         let message = format!("a row of {bytes} bytes cannot be sent to another TaskManager");
@@ -113,23 +113,6 @@ fn encode_batch(encoder: &mut ipc::Encoder, batch: &Batch, out: &mut VecDeque<Ou
     let header = Some(pb::Element { bytes, kind: Some(kind) });
     out.push_back(Outgoing { header, pieces: join_small(body.into_iter().chain(ops)), bytes });
     Ok(())
-}
-
-/// Some of a batch's rows, without the bytes of the others.
-fn part(batch: &Batch, offset: usize, length: usize) -> Result<Batch> {
-    let slice = batch.rows.slice(offset, length);
-    let columns = slice.columns().iter().map(|column| {
-        if let Some(views) = arrow::array::AsArray::as_string_view_opt(column.as_ref()) {
-            return std::sync::Arc::new(views.gc()) as arrow::array::ArrayRef;
-        }
-        match arrow::array::AsArray::as_binary_view_opt(column.as_ref()) {
-            Some(views) => std::sync::Arc::new(views.gc()),
-            None => column.clone(),
-        }
-    });
-    let rows = RecordBatch::try_new(slice.schema(), columns.collect())
-        .map_err(|error| Error::internal("could not split a batch").with_detail(error.to_string()))?;
-    Ok(Batch { rows, ops: batch.ops.as_ref().map(|ops| ops.slice(offset, length)) })
 }
 
 fn join_small(pieces: impl Iterator<Item = Buffer>) -> VecDeque<Bytes> {

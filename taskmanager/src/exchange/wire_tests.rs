@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, StringArray, StringViewArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringViewArray};
 use weir_types::ids::{BarrierId, SnapshotId};
 use weir_types::snapshot::{Barrier, SnapshotKind, StopMode};
 
