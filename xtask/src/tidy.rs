@@ -29,7 +29,7 @@ const MAY_LINK: [(&str, &[&str]); 18] = [
     ("weir-functions", &["weir-types"]),
     ("weir-service", &["weir-types"]),
     ("weir-testkit", &["weir-types"]),
-    ("weir-proto", &["weir-types"]),
+    ("weir-proto", &["weir-types", "weir-coordination"]),
     ("weir-sql", &["weir-types", "weir-functions"]),
     ("weir-state", &["weir-types", "weir-functions"]),
     ("weir-dataflow", &["weir-types", "weir-functions", "weir-state"]),
@@ -62,7 +62,8 @@ const MAY_LINK: [(&str, &[&str]); 18] = [
             "weir-stream-store",
         ],
     ),
-    ("weir-cli", &["weir-types", "weir-proto", "weir-service", "weir-stream-store"]),
+    // The quickstart plans a user's script and computes it in batch, to check what the job made of it.
+    ("weir-cli", &["weir-types", "weir-proto", "weir-service", "weir-stream-store", "weir-functions", "weir-sql"]),
     (
         "weir-benches",
         &[
@@ -76,6 +77,7 @@ const MAY_LINK: [(&str, &[&str]); 18] = [
             "weir-service",
             "weir-proto",
             "weir-sql",
+            "weir-integration-tests",
         ],
     ),
     ("weir-integration-tests", &["weir-types", "weir-proto", "weir-service", "weir-stream-store"]),

@@ -1,5 +1,7 @@
 //! Weir as its users run it: real processes, real kills, exact results.
 
+#![expect(clippy::expect_used, reason = "helpers of tests fail them by panicking")]
+
 mod failures;
 mod local_cluster;
 mod real_data;

@@ -8,10 +8,10 @@ use weir_integration_tests::jobs::{job_in_state, job_until};
 use weir_proto::pb::client::v1::JobState;
 
 /// Partitions of the input stream.
-pub const PARTITIONS: &str = "4";
+pub(crate) const PARTITIONS: &str = "4";
 
 /// `count` readings from number `from` on: ten sensors, a reading each 10 ms of event time, up to two seconds out of order.
-pub fn readings(from: u64, count: u64) -> Vec<Value> {
+pub(crate) fn readings(from: u64, count: u64) -> Vec<Value> {
     let reading = |i: u64| {
         let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let at_ms = i * 10 + 2_000 - random % 2_000;
@@ -23,7 +23,7 @@ pub fn readings(from: u64, count: u64) -> Vec<Value> {
 }
 
 /// One JSON text a line.
-pub fn lines(rows: &[Value]) -> String {
+pub(crate) fn lines(rows: &[Value]) -> String {
     rows.iter().fold(String::new(), |mut text, row| {
         writeln!(text, "{row}").expect("a string");
         text
@@ -31,7 +31,7 @@ pub fn lines(rows: &[Value]) -> String {
 }
 
 /// Counts and sums readings per sensor and second, from stream `test/in` to stream `test/out`.
-pub fn totals_script(checkpoint_interval: &str) -> String {
+pub(crate) fn totals_script(checkpoint_interval: &str) -> String {
     format!(
         "CREATE TABLE readings (sensor STRING, reading BIGINT, `at` TIMESTAMP(3),
              WATERMARK FOR `at` AS `at` - INTERVAL '3' SECOND)
@@ -47,28 +47,28 @@ pub fn totals_script(checkpoint_interval: &str) -> String {
 }
 
 /// Appends rows to a stream through the command line, creating it if need be.
-pub fn append(cluster: &Cluster, stream: &str, rows: &[Value]) {
+pub(crate) fn append(cluster: &Cluster, stream: &str, rows: &[Value]) {
     let file = cluster.write("rows.jsonl", &lines(rows));
     let ran = cluster.weir(&["stream", "append", stream, &file, "--create", PARTITIONS, "--key", "sensor"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
 }
 
 /// All records of a stream, as JSON.
-pub fn read(cluster: &Cluster, stream: &str) -> Vec<Value> {
+pub(crate) fn read(cluster: &Cluster, stream: &str) -> Vec<Value> {
     let ran = cluster.weir(&["stream", "read", stream]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     ran.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
 }
 
 /// Submits a script; the job's id.
-pub fn submit(cluster: &Cluster, script: &str, arguments: &[&str]) -> String {
+pub(crate) fn submit(cluster: &Cluster, script: &str, arguments: &[&str]) -> String {
     let file = cluster.write("job.sql", script);
     let all: Vec<&str> = ["run", "-d"].iter().chain(arguments).copied().chain([file.as_str()]).collect();
     cluster.weir_json(&all)["id"].as_str().expect("a job id").to_owned()
 }
 
 /// Waits until the job runs and has read `rows` rows in its present attempt.
-pub async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
+pub(crate) async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
     job_until(cluster, job, &format!("{rows} rows read"), |detail| {
         detail.rows_in >= rows && detail.summary.as_ref().is_some_and(|job| job.state() == JobState::Running)
     })
@@ -76,14 +76,14 @@ pub async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
 }
 
 /// Drains and stops the job.
-pub async fn drain(cluster: &Cluster, job: &str) -> Value {
+pub(crate) async fn drain(cluster: &Cluster, job: &str) -> Value {
     let savepoint = cluster.weir_json(&["stop", "--drain", job]);
     job_in_state(cluster, job, JobState::Stopped).await;
     savepoint
 }
 
 /// Offsets of a snapshot's sources, added up.
-pub fn rows_covered(snapshot: &Value) -> u64 {
+pub(crate) fn rows_covered(snapshot: &Value) -> u64 {
     let sources = snapshot["sources"].as_array().expect("sources");
     sources.iter().map(|source| source["offset"].as_u64().expect("an offset")).sum()
 }
