@@ -187,3 +187,19 @@ async fn a_deleted_stream_ends_its_readers() {
     assert_eq!(client.describe_stream(&name()).await.unwrap().ends(), cut(&[(0, 0)]));
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_without_keys_take_turns_also_where_blocks_never_fill() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(3), false).await.unwrap();
+    let mut producer = Producer::open(&client, &name(), ProducerOptions::default()).await.unwrap();
+    for i in 0..9 {
+        producer.send(None, i.to_string().as_bytes(), None).await.unwrap();
+        producer.flush().await.unwrap();
+    }
+    let info = client.describe_stream(&name()).await.unwrap();
+    assert_eq!(info.ends(), cut(&[(0, 3), (1, 3), (2, 3)]));
+    server.stop().await;
+}

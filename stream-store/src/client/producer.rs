@@ -72,8 +72,10 @@ pub fn partition_of(key: &[u8], partitions: Parallelism) -> PartitionId {
 pub struct Producer {
     shared: Arc<Shared>,
     partitions: Parallelism,
-    /// Records without a key go here until a block is full.
+    /// Records without a key go here until their block is finished, full or not; then to the next partition.
     sticky: u32,
+    /// Whether a record has gone to `sticky` since it was chosen.
+    sticky_begun: bool,
     driver: JoinHandle<()>,
 }
 
@@ -174,7 +176,7 @@ impl Producer {
             number: 0,
         };
         let sticky = std::process::id() % partitions.get();
-        Ok(Self { shared, partitions, sticky, driver: tokio::spawn(driver.run()) })
+        Ok(Self { shared, partitions, sticky, sticky_begun: false, driver: tokio::spawn(driver.run()) })
     }
 
     /// Adds a record, to the partition of its key or, without one, to any. Waits only if the buffers are full.
@@ -185,16 +187,21 @@ impl Producer {
     pub async fn send(&mut self, key: Option<&[u8]>, value: &[u8], event_time_ms: Option<i64>) -> Result<()> {
         let partition = match key {
             Some(key) => partition_of(key, self.partitions),
-            None => PartitionId(self.sticky),
+            None => self.next_sticky(),
         };
-        let block_full = self.send_to(partition, key, value, event_time_ms).await?;
-        if block_full && key.is_none() {
-            self.sticky = (self.sticky + 1) % self.partitions.get();
-        }
-        Ok(())
+        self.send_to(partition, key, value, event_time_ms).await
     }
 
-    /// Adds a record to a partition of the caller's choice. True if this filled the partition's block.
+    /// Where a record without a key goes. Stays with a partition while its block grows, so that blocks are large.
+    fn next_sticky(&mut self) -> PartitionId {
+        if self.sticky_begun && self.shared.lanes.lock().lanes[self.sticky as usize].builder.is_empty() {
+            self.sticky = (self.sticky + 1) % self.partitions.get();
+        }
+        self.sticky_begun = true;
+        PartitionId(self.sticky)
+    }
+
+    /// Adds a record to a partition of the caller's choice.
     ///
     /// # Errors
     /// As [`Producer::send`]; `NOT_FOUND` if there is no such partition.
@@ -204,7 +211,7 @@ impl Producer {
         key: Option<&[u8]>,
         value: &[u8],
         event_time_ms: Option<i64>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         self.check(partition)?;
         self.wait_for_room().await?;
         let mut lanes = self.shared.lanes.lock();
@@ -236,7 +243,7 @@ impl Producer {
         if full || is_first {
             self.shared.wake.notify_one();
         }
-        Ok(full)
+        Ok(())
     }
 
     /// Appends a block that the caller has built: the way for Arrow rows. Follows what was sent to the partition.
