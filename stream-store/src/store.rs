@@ -273,7 +273,10 @@ impl Store {
 impl Inner {
     pub(crate) fn stream(&self, name: &StreamName) -> Result<Arc<StreamState>> {
         let found = self.streams.read().get(name).cloned();
-        found.ok_or_else(|| Error::not_found(format!("stream {name} does not exist")))
+        found.ok_or_else(|| {
+            Error::not_found(format!("stream {name} does not exist"))
+                .with_hint("`weir stream list` shows all of them; `weir stream create` makes one.")
+        })
     }
 
     fn stream_dir(&self, name: &StreamName) -> PathBuf {

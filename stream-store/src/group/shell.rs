@@ -84,7 +84,7 @@ impl Groups {
         match self.cells.read().get(name) {
             Some(Ok(cell)) => Ok(Arc::clone(cell)),
             Some(Err(error)) => Err(error.clone()),
-            None => Err(Error::not_found(format!("reader group {name} does not exist"))),
+            None => Err(missing(name)),
         }
     }
 
@@ -130,7 +130,7 @@ impl Groups {
             Some(Ok(cell)) => Some(Arc::clone(cell)),
             Some(Err(error)) if !force => return Err(error.clone()),
             Some(Err(_)) => None,
-            None => return Err(Error::not_found(format!("reader group {name} does not exist"))),
+            None => return Err(missing(name)),
         };
         if let Some(cell) = cell.as_ref().filter(|_| !force) {
             let group = cell.state.lock();
@@ -206,6 +206,10 @@ impl Groups {
     pub(crate) fn watch(&self, name: &GroupName) -> Result<watch::Receiver<Option<Arc<Group>>>> {
         Ok(self.cell(name)?.shown.subscribe())
     }
+}
+
+fn missing(name: &GroupName) -> Error {
+    Error::not_found(format!("reader group {name} does not exist")).with_hint("`weir group list` shows all of them.")
 }
 
 fn in_use(name: &GroupName, job: &JobId) -> Error {
