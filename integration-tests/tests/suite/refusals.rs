@@ -65,6 +65,10 @@ async fn a_missing_or_damaged_savepoint_is_refused_before_the_job_starts() {
     let ran = cluster.weir(&["run", "-s", directory, &script]);
     assert_eq!(ran.code, 19, "{}", ran.stderr);
     assert!(ran.stderr.contains("error[CORRUPT]"), "{}", ran.stderr);
+    std::fs::remove_file(&state).expect("a removable file");
+    let ran = cluster.weir(&["run", "-s", directory, &script]);
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    assert!(ran.stderr.contains("error[NOT_FOUND]") && ran.stderr.contains("does not exist"), "{}", ran.stderr);
     std::fs::write(&state, &whole).expect("a writable file");
 
     let manifest = files().find(|path| path.to_string_lossy().contains("manifest")).expect("a manifest");

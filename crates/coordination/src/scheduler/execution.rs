@@ -21,6 +21,9 @@ enum Progress {
     Finished,
 }
 
+/// Restart delays do not grow beyond this, and an attempt that lived as long was not short-lived.
+const RESTART_DELAY_MAX_MS: u64 = 10_000;
+
 #[derive(Debug)]
 pub(super) struct Execution {
     plan: JobPlan,
@@ -28,6 +31,10 @@ pub(super) struct Execution {
     state: JobState,
     attempt: Attempt,
     restarts: u32,
+    /// When the attempt was decided.
+    began_at: Millis,
+    /// Attempts in a row that broke of themselves soon after they began.
+    short_lived: u32,
     /// The end of the restart's delay, or of the wait for TaskManagers after a recovery; zero: not waiting for time.
     not_before: Millis,
     /// TaskManagers that a recovered job still waits for; with the last of them the wait is over.
@@ -54,6 +61,8 @@ impl Execution {
             state: JobState::Created,
             attempt: Attempt(0),
             restarts: 0,
+            began_at: Millis(0),
+            short_lived: 0,
             not_before: Millis(0),
             awaited: None,
             placements: Vec::new(),
@@ -163,8 +172,9 @@ impl Execution {
         [deploy, self.given_up_at].into_iter().flatten().min()
     }
 
-    pub(super) fn deploy(&mut self, placements: Vec<Placement>, out: &mut Vec<Action>) {
+    pub(super) fn deploy(&mut self, now: Millis, placements: Vec<Placement>, out: &mut Vec<Action>) {
         let Some(state) = self.state.next(JobChange::Deploy) else { return };
+        self.began_at = now;
         self.state = state;
         self.attempt = self.attempt.next();
         self.subtasks = placements.iter().map(|p| ((p.chain, p.index), Progress::Starting)).collect();
@@ -252,10 +262,23 @@ impl Execution {
             self.change(JobChange::Fail, Some(error), out);
         } else {
             self.restarts += 1;
-            self.not_before = now.plus(self.plan.restart_delay_ms);
+            self.not_before = now.plus(self.next_delay(now, &error));
             self.change(JobChange::Restart, Some(error), out);
         }
         self.ended(out);
+    }
+
+    /// How long to wait before the next attempt: longer and longer while attempts break of themselves one after the
+    /// other. A peer that is gone says nothing about the next attempt.
+    fn next_delay(&mut self, now: Millis, error: &Error) -> u64 {
+        let delay = self.plan.restart_delay_ms;
+        if error.code.is_retryable() || now.since(self.began_at) >= RESTART_DELAY_MAX_MS {
+            self.short_lived = 0;
+            return delay;
+        }
+        let doubled = delay.saturating_mul(1 << self.short_lived.min(16));
+        self.short_lived += 1;
+        doubled.min(RESTART_DELAY_MAX_MS.max(delay))
     }
 
     pub(super) fn cancel(&mut self, now: Millis, config: Config, out: &mut Vec<Action>) {

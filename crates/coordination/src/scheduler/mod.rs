@@ -41,7 +41,7 @@ pub struct JobPlan {
     pub sources: BTreeSet<ChainId>,
     /// How often it may be restarted; none: without limit.
     pub restart_attempts_max: Option<u32>,
-    /// How long it waits before a restart.
+    /// How long it waits before a restart; attempts that break soon one after the other wait longer.
     pub restart_delay_ms: u64,
     /// Where it stood when an earlier JobManager ended; none: it is new.
     pub recovered: Option<Recovered>,
@@ -264,7 +264,7 @@ impl Scheduler {
             let occupied = self.occupied();
             let Some(execution) = self.jobs.get_mut(&job) else { continue };
             if let Some(placements) = self.slots.place(&occupied, execution.chains()) {
-                execution.deploy(placements, out);
+                execution.deploy(now, placements, out);
             }
         }
     }
@@ -289,6 +289,7 @@ fn is_fatal(error: &Error) -> bool {
             | Code::InvalidSql
             | Code::Unsupported
             | Code::MalformedRecord
+            | Code::NotFound
             | Code::OffsetTruncated
             | Code::Corrupt
     )
