@@ -49,7 +49,6 @@ impl Leader {
                     if let Some(live) = self.jobs.get_mut(&job) {
                         live.pending_start = None;
                         live.pending_finish = None;
-                        live.progress.clear();
                     }
                     self.coordinate(&job, checkpoint::Event::Ended(error));
                 }

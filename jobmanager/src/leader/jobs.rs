@@ -18,6 +18,9 @@ use crate::sources;
 /// Scripts that may be planned at the same time; planning needs memory.
 const PLANNING_MAX: usize = 16;
 
+/// Ended jobs whose last counters are kept.
+const ENDED_JOBS: usize = 100;
+
 impl Leader {
     pub(super) fn on_request(&mut self, request: Request) {
         match request {
@@ -153,7 +156,12 @@ impl Leader {
         let ended = self.state(|state| state.jobs.get(job).is_none_or(|job| job.state.is_terminal()));
         if ended && self.jobs.get(job).is_some_and(|live| live.coordinator.in_flight().is_none()) {
             self.touch(job);
-            self.jobs.remove(job);
+            if let Some(live) = self.jobs.remove(job) {
+                if self.ended.len() == ENDED_JOBS {
+                    self.ended.pop_front();
+                }
+                self.ended.push_back((job.clone(), live.progress));
+            }
         }
     }
 

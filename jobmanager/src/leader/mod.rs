@@ -87,6 +87,8 @@ pub(crate) struct Leader {
     sessions_opened: u64,
     heartbeat_at: Millis,
     jobs: BTreeMap<JobId, LiveJob>,
+    /// Last counters of the jobs that ended most recently, oldest first.
+    ended: VecDeque<(JobId, BTreeMap<SubtaskKey, SubtaskProgress>)>,
     /// Submissions that are being planned, and who waits for each snapshot that was asked for.
     planning: BTreeMap<RequestId, Vec<Answer<pb::SubmitReply>>>,
     waiters: BTreeMap<RequestId, Vec<Answer<pb::Snapshot>>>,

@@ -62,6 +62,7 @@ impl Leader {
             sessions_opened: 0,
             heartbeat_at: now(),
             jobs: BTreeMap::new(),
+            ended: VecDeque::new(),
             planning: BTreeMap::new(),
             waiters: BTreeMap::new(),
             removals: BTreeMap::new(),

@@ -113,18 +113,23 @@ impl Leader {
     }
 
     fn chains_view(&self, record: &JobRecord) -> Vec<pb::Chain> {
-        let live = self.jobs.get(&record.id);
+        let live = self.jobs.get(&record.id).map(|live| &live.progress);
+        let counters =
+            live.or_else(|| self.ended.iter().find(|(job, _)| *job == record.id).map(|(_, counters)| counters));
         let mut chains = Vec::new();
         for chain in record.graph.chains() {
             let mut subtasks = Vec::with_capacity(chain.parallelism.get() as usize);
             for index in (0..chain.parallelism.get()).map(SubtaskIndex) {
                 let placement = record.placements.iter().find(|p| p.chain == chain.id && p.index == index);
                 let id = SubtaskId { job: record.id.clone(), chain: chain.id, index, attempt: record.attempt };
-                let progress = live.and_then(|live| live.progress.get(&(chain.id, index)));
+                // Counters of an earlier attempt say nothing about this one.
+                let progress = counters
+                    .and_then(|counters| counters.get(&(chain.id, index)))
+                    .filter(|progress| progress.subtask.attempt == record.attempt);
                 subtasks.push(pb::Subtask {
                     index: index.0,
                     task_manager_id: placement.map(|p| p.task_manager.to_string()).unwrap_or_default(),
-                    state: self.scheduler.subtask_state(&id).unwrap_or_default().to_owned(),
+                    state: self.scheduler.subtask_state(&id).unwrap_or_else(|| ended_state(record)).to_owned(),
                     rows_in: progress.map_or(0, |progress| progress.rows_in),
                     rows_out: progress.map_or(0, |progress| progress.rows_out),
                     late_rows: progress.map_or(0, |progress| progress.late_rows),
@@ -171,5 +176,14 @@ impl Leader {
             self.state(|state| state.snapshots.values().filter(wanted).map(|entry| self.view(entry)).collect());
         snapshots.sort_by_key(|snapshot| (snapshot.triggered_at_ms, snapshot.barrier));
         Ok(pb::ListSnapshotsReply { snapshots })
+    }
+}
+
+/// State of the subtasks of a job that the scheduler has forgotten; what became of each one in a job that failed is in the logs.
+fn ended_state(record: &JobRecord) -> &'static str {
+    match record.state {
+        JobState::Finished | JobState::Stopped => "FINISHED",
+        JobState::Cancelled | JobState::Failed if record.attempt.0 > 0 => "CANCELLED",
+        _ => "",
     }
 }
