@@ -235,7 +235,7 @@ pub(crate) enum StreamCommand {
         /// Acknowledge before records are fsynced
         #[arg(long)]
         no_fsync: bool,
-        /// Succeed if the stream exists already
+        /// Succeed if the stream exists already with the same options
         #[arg(long)]
         if_not_exists: bool,
     },

@@ -45,7 +45,16 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Result<()> 
 
 async fn status(global: &Global) -> Result<()> {
     let local = ClusterFile::read(&global.dir)?;
-    let mut jobmanager = connect::jobmanager(global).await?;
+    let mut jobmanager = match connect::jobmanager(global).await {
+        Ok(jobmanager) => jobmanager,
+        Err(error) => {
+            // Which process has ended is what somebody who looks at a broken cluster wants to know.
+            if let Some(file) = local.as_ref().filter(|_| !global.json) {
+                output::print(&processes_table(file))?;
+            }
+            return Err(error);
+        }
+    };
     let reply =
         jobmanager.cluster_status(ClusterStatusRequest {}).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
@@ -56,8 +65,7 @@ async fn status(global: &Global) -> Result<()> {
         reply.cluster_id, reply.version, reply.checkpoint_root
     );
     if let Some(file) = &local {
-        let rows = file.processes.iter().map(process_row);
-        text += &output::table(&["process", "state", "pid", "memory", "http"], &[2, 3], rows);
+        text += &processes_table(file);
         text.push('\n');
     }
     let rows = reply.task_managers.iter().map(|tm| {
@@ -70,6 +78,11 @@ async fn status(global: &Global) -> Result<()> {
     });
     text += &output::table(&["taskmanager", "address", "free slots", "heartbeat"], &[2, 3], rows);
     output::print(&text)
+}
+
+fn processes_table(file: &ClusterFile) -> String {
+    let rows = file.processes.iter().map(process_row);
+    output::table(&["process", "state", "pid", "memory", "http"], &[2, 3], rows)
 }
 
 fn process_row(process: &Process) -> Vec<String> {

@@ -39,7 +39,15 @@ pub(crate) async fn cancel(global: &Global, job: String) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::JobRequest { request_id: connect::request_id(), job };
     let detail = jobmanager.cancel_job(request).await.map_err(|status| from_status(&status))?.into_inner();
-    let Some(summary) = detail.summary else { return Ok(()) };
+    let Some(mut summary) = detail.summary else { return Ok(()) };
+    // The request is accepted before the subtasks have ended: say what became of the job.
+    let watched = pb::JobRequest { request_id: String::new(), job: summary.id.clone() };
+    let mut updates = jobmanager.watch_job(watched).await.map_err(|status| from_status(&status))?.into_inner();
+    while !show::has_ended(summary.state())
+        && let Some(update) = updates.message().await.map_err(|status| from_status(&status))?
+    {
+        summary = update.summary.unwrap_or(summary);
+    }
     if global.json {
         return output::print_json(&show::job_json(&summary));
     }

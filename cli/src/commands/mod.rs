@@ -7,6 +7,7 @@ pub(crate) mod run;
 pub(crate) mod show;
 mod snapshots;
 pub(crate) mod stream;
+mod stream_read;
 
 use std::io::stdout;
 

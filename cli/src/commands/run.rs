@@ -49,6 +49,7 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
     let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     let mut progress = Progress::new();
     let mut shown = None;
+    let (mut restarted, mut waiting) = (String::new(), String::new());
     while let Some(detail) = updates.message().await.map_err(|status| from_status(&status))? {
         let Some(summary) = &detail.summary else { continue };
         let state = summary.state();
@@ -59,7 +60,22 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
         shown = Some(state);
         match summary.failure.clone().map(Error::from) {
             Some(error) if state == pb::JobState::Failed => return Err(error),
-            Some(error) if state == pb::JobState::Restarting => progress.show(&error.to_string()),
+            Some(error) if state == pb::JobState::Restarting => {
+                let why = error.to_string();
+                if why != restarted && !quiet {
+                    progress.clear();
+                    output::print(&format!("  because of {why}\n"))?;
+                }
+                restarted = why;
+            }
+            _ if !detail.waiting_for.is_empty() => {
+                let reasons = detail.waiting_for.join("; ");
+                if reasons != waiting && !quiet {
+                    progress.clear();
+                    output::print(&format!("  waiting: {reasons}\n"))?;
+                }
+                waiting = reasons;
+            }
             _ => progress.show(&format!("{} rows read, {} written", count(detail.rows_in), count(detail.rows_out))),
         }
         if show::has_ended(state) {

@@ -1,18 +1,21 @@
 //! `weir stream …`: records go in and out as lines of text.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
-use serde_json::{Value, json};
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
 use weir_stream_store::client::{Producer, ProducerOptions, Reader, ReaderOptions, StoreClient};
 use weir_types::ids::PartitionId;
 use weir_types::store::{Durability, PartitionInfo, Retention, StreamInfo, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
-use crate::args::{AppendArgs, Global, ReadArgs, StreamCommand};
+use crate::args::{AppendArgs, Global, StreamCommand};
+use crate::commands::stream_read;
 use crate::connect;
 use crate::output::{self, Progress, bytes, count};
 use crate::time;
@@ -37,7 +40,7 @@ pub(crate) async fn run(global: &Global, command: StreamCommand) -> Result<()> {
         StreamCommand::List => list(global, &store.list_streams(None).await?),
         StreamCommand::Describe { stream } => print_stream(global, &store.describe_stream(&stream.parse()?).await?),
         StreamCommand::Append(args) => append(global, &store, args).await,
-        StreamCommand::Read(args) => read(&store, args).await,
+        StreamCommand::Read(args) => stream_read::read(global, &store, args).await,
         StreamCommand::Truncate { stream, before, force } => truncate(global, &store, &stream, &before, force).await,
         StreamCommand::Delete { stream, force } => {
             let stream: StreamName = stream.parse()?;
@@ -86,8 +89,15 @@ fn print_stream(global: &Global, info: &StreamInfo) -> Result<()> {
     };
     let header = ["partition", "head", "end", "records", "size", "segments", "fault"];
     let table = output::table(&header, &[0, 1, 2, 3, 4, 5], info.partitions.iter().map(row));
-    let StreamOptions { format, durability, .. } = &info.options;
-    output::print(&format!("{}: {format} records, durability {durability}\n\n{table}", info.name))
+    let StreamOptions { format, durability, retention, .. } = &info.options;
+    let mut text = format!("{}: {format} records, durability {durability}", info.name);
+    if let Some(size) = retention.max_bytes {
+        text += &format!(", at most {} a partition", bytes(size));
+    }
+    if let Some(age) = retention.max_age_ms {
+        text += &format!(", kept for {}", weir_service::units::TimeSpan(Duration::from_millis(age)));
+    }
+    output::print(&format!("{text}\n\n{table}"))
 }
 
 async fn truncate(global: &Global, store: &StoreClient, stream: &str, before: &[String], force: bool) -> Result<()> {
@@ -148,8 +158,7 @@ async fn append(global: &Global, store: &StoreClient, args: AppendArgs) -> Resul
     let checked = lines.enumerate().map(|(index, line)| {
         let line = line?;
         if !args.raw && args.key.is_none() {
-            serde_json::from_str::<serde::de::IgnoredAny>(&line)
-                .map_err(|error| malformed(index, &error.to_string()))?;
+            serde_json::from_str::<Object>(&line).map_err(|error| not_an_object(index, &error))?;
         }
         Ok(line)
     });
@@ -205,12 +214,33 @@ pub(crate) async fn append_lines(
 
 /// Text of a JSON field: a string as it is, anything else as JSON.
 fn key_of(line: &str, field: &str, index: usize) -> Result<String> {
-    let value: Value = serde_json::from_str(line).map_err(|error| malformed(index, &error.to_string()))?;
-    match value.get(field) {
+    let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| not_an_object(index, &error))?;
+    match object.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Ok(other.to_string()),
         None => Err(malformed(index, &format!("it has no field {field:?}"))),
     }
+}
+
+/// A JSON object whose fields do not matter.
+type Object = std::collections::HashMap<IgnoredKey, IgnoredAny>;
+
+/// A field's name that does not matter: all are equal, so that nothing is kept.
+#[derive(Debug, Eq, Hash, PartialEq, serde::Deserialize)]
+#[serde(from = "std::borrow::Cow<'_, str>")]
+struct IgnoredKey;
+
+impl From<std::borrow::Cow<'_, str>> for IgnoredKey {
+    fn from(_: std::borrow::Cow<'_, str>) -> Self {
+        Self
+    }
+}
+
+fn not_an_object(index: usize, error: &serde_json::Error) -> Error {
+    // The parser's own line is always the first: only the column says something.
+    let text = error.to_string();
+    let why = text.split(" at line ").next().unwrap_or(&text);
+    malformed(index, &format!("column {}: {why}", error.column()))
 }
 
 fn malformed(index: usize, why: &str) -> Error {
@@ -232,38 +262,4 @@ pub(crate) async fn read_to_end(store: &StoreClient, stream: &StreamName) -> Res
         lines.extend(block.records()?.map(|record| String::from_utf8_lossy(record.value).into_owned()));
     }
     Ok(lines)
-}
-
-async fn read(store: &StoreClient, args: ReadArgs) -> Result<()> {
-    let stream: StreamName = args.stream.parse()?;
-    let info = store.describe_stream(&stream).await?;
-    let wanted = |partition: &PartitionInfo| args.partition.is_none_or(|wanted| partition.partition.0 == wanted);
-    let partitions: Vec<&PartitionInfo> = info.partitions.iter().filter(|partition| wanted(partition)).collect();
-    if partitions.is_empty() {
-        return Err(Error::not_found(format!("stream {stream} has no such partition")));
-    }
-    let from = StreamCut(
-        partitions.iter().map(|partition| (partition.partition, partition.head.max(Offset(args.from)))).collect(),
-    );
-    // A starting point behind the end is an empty read, not a wait.
-    let until = StreamCut(partitions.iter().map(|p| (p.partition, p.end.max(p.head.max(Offset(args.from))))).collect());
-    let options = ReaderOptions { until: (!args.follow).then_some(until), ..ReaderOptions::default() };
-    let mut reader = Reader::open(store, &stream, from, options);
-    let mut left = args.limit.unwrap_or(u64::MAX);
-    while left > 0
-        && let Some(block) = reader.next().await?
-    {
-        let mut text = BufWriter::new(Vec::new());
-        let mut offset = block.first;
-        for record in block.records()?.take(usize::try_from(left).unwrap_or(usize::MAX)) {
-            let place = if args.verbose { format!("{}\t{offset}\t", block.partition) } else { String::new() };
-            let value = String::from_utf8_lossy(record.value);
-            writeln!(text, "{place}{value}").map_err(|error| Error::io("could not format a record", &error))?;
-            offset = offset.plus(1);
-            left -= 1;
-        }
-        let text = text.into_inner().map_err(|error| Error::io("could not format records", error.error()))?;
-        output::print(&String::from_utf8_lossy(&text))?;
-    }
-    Ok(())
 }

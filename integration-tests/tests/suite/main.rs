@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail them by panicking")]
 
+mod command_line;
 mod failures;
 mod local_cluster;
 mod real_data;
