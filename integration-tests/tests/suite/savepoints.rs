@@ -49,6 +49,7 @@ async fn a_savepoint_taken_while_the_job_goes_on_can_be_moved_and_resumed() {
     let moved = cluster.path("moved");
     std::fs::rename(savepoint["directory"].as_str().expect("a directory"), &moved).expect("a movable directory");
     let resumed = submit(&cluster, &totals_script("1 s"), &["-s", &moved]);
+    has_read(&cluster, &resumed, 0).await;
     drain(&cluster, &resumed).await;
     assert_eq!(fold(&read(&cluster, "test/out"), "sensor"), tumble(&rows, "sensor", "at", "reading", 1000));
 }
