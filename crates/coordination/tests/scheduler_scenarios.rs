@@ -44,8 +44,15 @@ fn subtask(text: &str) -> SubtaskId {
 
 fn recovered(words: &[&str]) -> Option<Recovered> {
     let (state, attempt) = value(words, "recovered")?.split_once('#').unwrap();
-    let state = [JobState::Created, JobState::Starting, JobState::Running, JobState::Stopping, JobState::Cancelling]
-        .into_iter()
+    let state = [
+        JobState::Created,
+        JobState::Starting,
+        JobState::Running,
+        JobState::Restarting,
+        JobState::Stopping,
+        JobState::Cancelling,
+    ]
+    .into_iter()
         .find(|known| known.as_str() == state)
         .unwrap();
     let on = value(words, "on").unwrap_or_default();

@@ -79,7 +79,7 @@ impl Execution {
         execution.stopped = recovered.stopped;
         match recovered.state {
             JobState::Cancelling => execution.change(JobChange::EndCancelled, None, out),
-            JobState::Stopping if recovered.stopped => execution.change(JobChange::EndStopped, None, out),
+            state if recovered.stopped && !state.is_terminal() => execution.change(JobChange::EndStopped, None, out),
             JobState::Starting | JobState::Running | JobState::Stopping | JobState::Restarting => {
                 execution.change(JobChange::Restart, None, out);
                 execution.not_before = now.plus(config.recovery_wait_ms);
@@ -365,9 +365,10 @@ impl Execution {
         }
     }
 
-    /// A TaskManager that has just joined runs a subtask of the job; it is being cancelled.
+    /// A TaskManager that has just joined runs a subtask of the job; it is being cancelled. The next attempt waits for
+    /// it; one that runs already does not: whatever is in `ending` ends together with what is placed.
     pub(super) fn left_over(&mut self, now: Millis, config: Config, subtask: SubtaskId, on: &TaskManagerId) {
-        if self.placements.is_empty() || subtask.attempt < self.attempt {
+        if self.placements.is_empty() || !self.ending.is_empty() {
             self.ending.insert(subtask, on.clone());
             self.given_up_at = Some(now.plus(config.cancel_timeout_ms));
         }
@@ -387,8 +388,9 @@ impl Execution {
             let error = Error::new(weir_types::Code::Cancelled, format!("job {} has been stopped", self.plan.job));
             out.push(Action::AttemptEnded(self.id(), self.attempt, error));
             self.cancel_attempt(now, config, out);
-        }
-        if self.placements.is_empty() {
+            // Nothing has to end if it was not deployed yet.
+            self.ended(out);
+        } else if self.placements.is_empty() {
             self.ended(out);
         } else if self.ending.is_empty() {
             self.advanced(out);
