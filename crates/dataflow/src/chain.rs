@@ -68,6 +68,12 @@ impl Node {
         Self { name: name.to_owned(), uid, stage, links: Vec::new(), watermark: Watermark::MIN, account }
     }
 
+    /// Takes back the event time that the operator had reached: what it released must not be opened again by a snapshot
+    /// that is taken before event time is here anew.
+    pub fn restore_watermark(&mut self, watermark: Watermark) {
+        self.watermark = watermark;
+    }
+
     /// Leads an output further.
     pub fn link(&mut self, output: Output, link: Link) {
         self.links.push((output, link));

@@ -108,11 +108,12 @@ impl<'a> Builder<'a> {
     /// The node of an operator with everything behind it in the chain.
     fn node(&mut self, operator: &'a Operator) -> futures::future::LocalBoxFuture<'_, Result<Node>> {
         Box::pin(async move {
-            let stage = self.stage(operator).await.map_err(|mut error| {
+            let (stage, watermark) = self.stage(operator).await.map_err(|mut error| {
                 error.message = format!("operator {}: {}", operator.name, error.message);
                 error
             })?;
             let mut node = Node::new(&operator.name, operator.uid.clone(), stage, self.memory);
+            node.restore_watermark(watermark);
             let plan = self.plan;
             for (number, edge) in (0u32..).zip(&plan.graph.edges) {
                 if edge.from != operator.id {
@@ -135,19 +136,21 @@ impl<'a> Builder<'a> {
         self.outputs.add(exchange, mine.into_iter().map(|(_, sender)| sender).collect())
     }
 
-    async fn stage(&self, operator: &Operator) -> Result<Stage> {
+    /// What an operator does, and the event time that it has reached.
+    async fn stage(&self, operator: &Operator) -> Result<(Stage, Watermark)> {
         let input = || {
             let schema = self.plan.graph.input_schema(operator.id);
             schema.ok_or_else(|| Error::internal("it has no input to take a schema from"))
         };
-        Ok(match &operator.spec {
+        let mut watermark = Watermark::MIN;
+        let stage = match &operator.spec {
             OperatorSpec::Source(_) => Stage::Head,
             OperatorSpec::Calc(spec) => Stage::Operator(Box::new(Calc::from_spec(spec, input()?, &operator.schema)?)),
             OperatorSpec::WindowAggregate(spec) => {
                 let (output, rows) = (Arc::clone(&operator.schema), BatchLimits::default().rows);
                 let mut aggregate =
                     WindowAggregate::new(spec, Arc::clone(input()?), output, self.plan.key_range, rows)?;
-                self.restore(operator, &mut aggregate).await?;
+                watermark = self.restore(operator, &mut aggregate).await?;
                 Stage::Operator(Box::new(aggregate))
             }
             OperatorSpec::Sink(spec) => Stage::Sink(self.factory.sink(SinkContext {
@@ -161,17 +164,19 @@ impl<'a> Builder<'a> {
                 parallelism: self.plan.chain.parallelism.get(),
                 attempt: self.plan.id.attempt.0,
             })?),
-        })
+        };
+        Ok((stage, watermark))
     }
 
-    /// Takes back an operator's state, read on the files thread, if the job starts from a snapshot that holds some.
+    /// Takes back an operator's state, read on the files thread, if the job starts from a snapshot that holds some. Answers
+    /// the event time that it goes on from.
     ///
     /// The maximum watermark is not restored: at it every window has fired, and a job that goes on behind it (restored
     /// from the savepoint of a drain) begins its event time anew.
-    async fn restore(&self, operator: &Operator, restored: &mut dyn operator::Operator) -> Result<()> {
-        let (Some(restore), Some(uid)) = (&self.plan.restore, &operator.uid) else { return Ok(()) };
+    async fn restore(&self, operator: &Operator, restored: &mut dyn operator::Operator) -> Result<Watermark> {
+        let (Some(restore), Some(uid)) = (&self.plan.restore, &operator.uid) else { return Ok(Watermark::MIN) };
         if !restore.operators.iter().any(|snapshot| snapshot.uid == *uid) {
-            return Ok(());
+            return Ok(Watermark::MIN);
         }
         let started = Instant::now();
         let (restore, uid, range) = (Arc::clone(restore), uid.clone(), self.plan.key_range);
@@ -185,12 +190,13 @@ impl<'a> Builder<'a> {
         if state.watermark_ms == Watermark::MAX.0 {
             state.watermark_ms = Watermark::MIN.0;
         }
+        let watermark = Watermark(state.watermark_ms);
         restored.restore(state)?;
         info!(
             subtask = %self.plan.id, operator = operator.name, state_bytes = restored.state_bytes(),
             elapsed_ms = started.elapsed().as_millis() as u64, "state restored"
         );
-        Ok(())
+        Ok(watermark)
     }
 
     fn reader(&self, operator: &Operator, spec: &SourceSpec, limits: BatchLimits) -> Result<SourceReader> {

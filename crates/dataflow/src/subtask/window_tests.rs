@@ -6,7 +6,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use tokio::task::LocalSet;
-use weir_types::deployment::{Deployment, Restore};
+use weir_types::deployment::{Deployment, Restore, SplitAssignment};
 use weir_types::graph::{
     AggregateFunction, AggregateSpec, Edge, Exchange, Operator, OperatorSpec, Output, WindowAggregateSpec,
     WindowColumn, WindowSpec,
@@ -234,6 +234,46 @@ fn a_suspended_job_keeps_its_open_windows_for_the_next() {
         connectors.release_all();
         second.settle().await;
         finished(second).await;
+        assert_eq!(counts(&connectors), expected(&late(&connectors)));
+    });
+}
+
+/// Goes on from a snapshot with a split more, which holds event time back (as one does that was idle), and takes another
+/// snapshot before event time has come back.
+#[test]
+fn a_snapshot_soon_after_a_restore_does_not_open_fired_windows_again() {
+    run(async {
+        let connectors = connectors(true);
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let watermark = |acks: &[SubtaskSnapshot]| {
+            let mut operators = acks.iter().flat_map(|ack| &ack.operators);
+            operators.find(|operator| operator.uid == "window").map(|window| window.watermark_ms)
+        };
+        let mut first = LocalJob::start(&job(1, 1, vec![at_start("p-0")]), &connectors, 1 << 20).await.unwrap();
+        connectors.release("in", "p-0", 16);
+        first.settle().await;
+        let barrier = barrier_into(&directories[0], StopMode::Continue);
+        let before = acks(&mut first, barrier.clone(), 2).await;
+        assert_eq!(watermark(&before), Some(60 - DELAY_MS), "row 15 has the time 15 * 4 - 0");
+        assert!(!counts(&connectors).is_empty(), "windows have fired");
+        first.tell(Control::Cancel).await;
+        first.join().await;
+
+        let mut second = restored(&before, &barrier.directory, 1);
+        let SplitAssignment { uid, index, .. } = second.splits[0].clone();
+        second.splits.push(SplitAssignment { uid, index, position: at_start("p-1") });
+        let mut second = LocalJob::start(&second, &connectors, 1 << 20).await.unwrap();
+        second.settle().await;
+        let barrier = barrier_into(&directories[1], StopMode::Continue);
+        let soon = acks(&mut second, barrier.clone(), 2).await;
+        assert_eq!(watermark(&soon), watermark(&before), "nothing moved it, and it does not fall");
+        second.tell(Control::Cancel).await;
+        second.join().await;
+
+        let mut third = LocalJob::start(&restored(&soon, &barrier.directory, 1), &connectors, 1 << 20).await.unwrap();
+        connectors.release_all();
+        third.settle().await;
+        finished(third).await;
         assert_eq!(counts(&connectors), expected(&late(&connectors)));
     });
 }
