@@ -144,7 +144,8 @@ fn replay(text: &str) -> String {
         let words: Vec<&str> = step.split_whitespace().collect();
         let now = Millis(words[0].parse().unwrap());
         if words[1] == "waiting" {
-            writeln!(out, "{}", scheduler.waiting_for(now, &id(words[2])).join("; ")).unwrap();
+            let waits = scheduler.waiting_for(now, &id(words[2])).join("; ");
+            writeln!(out, "{}", if waits.is_empty() { "nothing" } else { &waits }).unwrap();
             continue;
         }
         for event in events(words[1], &words[2..]) {
