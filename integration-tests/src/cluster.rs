@@ -1,8 +1,10 @@
 //! The fixture: one store, one JobManager, some TaskManagers, each its own process.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -72,17 +74,17 @@ impl Cluster {
         let mut all: Vec<String> =
             arguments.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]).collect();
         all.extend(["--log-dir".to_owned(), self.path("log")]);
-        let (child, addresses) = self.spawn(name, binary, &all, ["127.0.0.1:0", "127.0.0.1:0"]);
+        let (child, addresses) = self.spawn(name, binary, &all, &format!("127.0.0.1:{}", free_port()));
         let process = Process { binary, arguments: all, child, addresses };
         self.processes.insert(name.to_owned(), process);
     }
 
-    fn spawn(&self, name: &str, binary: &str, arguments: &[String], listen: [&str; 2]) -> (Child, AddressFile) {
+    fn spawn(&self, name: &str, binary: &str, arguments: &[String], listen: &str) -> (Child, AddressFile) {
         let file = self.dir.path().join("log").join(format!("{name}.addresses"));
         let out = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).expect("a log file");
         let mut child = Command::new(binary_path(binary))
             .args(arguments)
-            .args(["--listen", listen[0], "--http-listen", listen[1]])
+            .args(["--listen", listen, "--http-listen", "127.0.0.1:0"])
             .args(["--exit-with-parent", &std::process::id().to_string()])
             .arg("--address-file")
             .arg(&file)
@@ -114,9 +116,8 @@ impl Cluster {
 
     /// SIGTERM, and waits until it has ended; its exit code.
     pub fn terminate(&mut self, name: &str) -> Option<i32> {
+        self.signal(name, rustix::process::Signal::TERM);
         let process = self.process_mut(name);
-        let pid = rustix::process::Pid::from_child(&process.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process that runs");
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = process.child.try_wait().expect("a child of this process") {
@@ -127,13 +128,29 @@ impl Cluster {
         }
     }
 
-    /// Starts a killed process again, on the same data and the same addresses.
+    /// Stops a process where it stands, as a machine does that swaps or a hypervisor that moves it.
+    pub fn freeze(&self, name: &str) {
+        self.signal(name, rustix::process::Signal::STOP);
+    }
+
+    /// Lets a frozen process go on.
+    pub fn thaw(&self, name: &str) {
+        self.signal(name, rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, name: &str, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.processes[name].child);
+        rustix::process::kill_process(pid, signal).expect("a process that runs");
+    }
+
+    /// Starts a process that has ended again, on the same data and the same address.
     pub fn restart(&mut self, name: &str) {
         let process = self.process_mut(name);
         assert!(process.child.try_wait().expect("a child of this process").is_some(), "{name} still runs");
         let (binary, arguments) = (process.binary, process.arguments.clone());
-        let listen = ["rpc", "http"].map(|key| process.addresses.get(key).expect("a listener").to_string());
-        let (child, addresses) = self.spawn(name, binary, &arguments, [&listen[0], &listen[1]]);
+        let listen = ["rpc", "exchange"].into_iter().find_map(|key| process.addresses.get(key).ok());
+        let listen = listen.expect("a listener").to_string();
+        let (child, addresses) = self.spawn(name, binary, &arguments, &listen);
         let process = self.process_mut(name);
         (process.child, process.addresses) = (child, addresses);
     }
@@ -165,6 +182,13 @@ impl Cluster {
         path
     }
 
+    /// Starts `weir` with these arguments against this cluster, and does not wait for it.
+    pub fn weir_in_background(&self, arguments: &[&str]) -> Child {
+        let mut command = self.weir_command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the weir binary")
+    }
+
     /// Runs `weir` with these arguments against this cluster.
     pub fn weir(&self, arguments: &[&str]) -> Ran {
         self.weir_with_input(arguments, Stdio::null())
@@ -172,14 +196,7 @@ impl Cluster {
 
     /// The same with something on standard input.
     pub fn weir_with_input(&self, arguments: &[&str], input: Stdio) -> Ran {
-        let output: Output = Command::new(binary_path("weir"))
-            .args(arguments)
-            .env("WEIR_JOBMANAGER", self.address("jobmanager"))
-            .env("WEIR_STORE", self.address("store"))
-            .current_dir(self.dir.path())
-            .stdin(input)
-            .output()
-            .expect("the weir binary");
+        let output: Output = self.weir_command(arguments).stdin(input).output().expect("the weir binary");
         Ran {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).expect("UTF-8"),
@@ -193,6 +210,13 @@ impl Cluster {
         let ran = self.weir(&arguments);
         assert_eq!(ran.code, 0, "weir {arguments:?}: {}", ran.stderr);
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))
+    }
+
+    fn weir_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary_path("weir"));
+        command.args(arguments).current_dir(self.dir.path());
+        command.env("WEIR_JOBMANAGER", self.address("jobmanager")).env("WEIR_STORE", self.address("store"));
+        command
     }
 
     fn process_mut(&mut self, name: &str) -> &mut Process {
@@ -221,6 +245,19 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// A port that stays the process's own while it is down: below those that the system gives to whoever asks for any.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    // Suites that run at the same time begin at different ports.
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    (0..COUNT)
+        .map(|_| FIRST + (start + NEXT.fetch_add(7, Ordering::Relaxed) % COUNT) % COUNT)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// The last lines of a file.

@@ -102,10 +102,13 @@ pub async fn run(rpc: TcpListener, http: TcpListener, config: Config, shutdown: 
         let store = StoreClient::connect(&config.store_address)?;
         let leader = Leader::recover(config, term, node.clone(), store, events.clone()).await?;
         let planner = leader.planner();
+        let collecting = tokio::spawn(leader.collector().run(shutdown.clone()));
         let server = tokio::spawn(rpc::serve(rpc, events, planner, shutdown.clone()));
         readiness.set_ready();
         let led = leader.lead(inbox, shutdown.clone()).await;
         shutdown.request();
+        // It may wait for a store that does not answer; nothing it does needs to be finished.
+        collecting.abort();
         let served = joined(server.await, "the gRPC server failed");
         node.stop().await;
         led.and(served)

@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 
 mod event;
+mod gc;
 mod http;
 mod leader;
 mod metadata;

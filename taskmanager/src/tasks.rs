@@ -85,9 +85,10 @@ impl Tasks {
             ToTaskManager::Deploy(deployment) => self.deploy(deployment),
             ToTaskManager::Cancel(CancelAttempt { term, job, attempt }) => {
                 if self.commands(term, "cancel", &job) {
-                    self.cancel(&job, attempt);
+                    self.cancel(&job, attempt)
+                } else {
+                    Vec::new()
                 }
-                Vec::new()
             }
             ToTaskManager::Trigger(TriggerBarrier { term, job, attempt, barrier }) => {
                 if self.commands(term, "trigger", &job) { self.trigger(&job, attempt, &barrier) } else { Vec::new() }
@@ -194,16 +195,23 @@ impl Tasks {
         })
     }
 
-    fn cancel(&mut self, job: &JobId, attempt: Attempt) {
+    fn cancel(&mut self, job: &JobId, attempt: Attempt) -> Vec<FromTaskManager> {
         // Refused below only if something newer runs, which this command does not mean.
         let _newer_runs = self.fences.raise(job, attempt);
-        if self.waiting.get(job).is_some_and(|waiting| waiting.attempt <= attempt) {
-            self.waiting.remove(job);
-        }
+        let waiting = match self.waiting.get(job) {
+            Some(waiting) if waiting.attempt <= attempt => self.waiting.remove(job),
+            _ => None,
+        };
         if let Some(running) = self.attempts.get_mut(job).filter(|running| running.attempt <= attempt) {
             tracing::info!(%job, attempt = %running.attempt, "attempt cancelled");
             running.cancel();
         }
+        // What has not started ends at once, and whoever cancels it waits to hear so.
+        waiting.map_or_else(Vec::new, |waiting| {
+            tracing::info!(%job, attempt = %waiting.attempt, "attempt cancelled before it started");
+            self.host.data_plane.end(job, waiting.attempt);
+            self.cancelled(&waiting)
+        })
     }
 
     fn trigger(&mut self, job: &JobId, attempt: Attempt, barrier: &Barrier) -> Vec<FromTaskManager> {
@@ -332,9 +340,12 @@ impl Tasks {
         live.map(|(id, task)| task.metrics.progress(id.clone())).collect()
     }
 
-    /// Every subtask with its state, ended ones too until [`Tasks::forget_ended`].
+    /// Every subtask with its state: ended ones too until [`Tasks::forget_ended`], and those that wait to be started.
     pub(crate) fn statuses(&self) -> Vec<SubtaskStatus> {
-        self.subtasks().map(|(id, task)| SubtaskStatus { subtask: id.clone(), state: task.state.clone() }).collect()
+        let here = self.subtasks().map(|(id, task)| SubtaskStatus { subtask: id.clone(), state: task.state.clone() });
+        let waiting = self.waiting.values().flat_map(|waiting| self.placed_here(waiting));
+        let waiting = waiting.map(|subtask| SubtaskStatus { subtask, state: SubtaskState::Starting });
+        here.chain(waiting).collect()
     }
 
     /// Every subtask.

@@ -334,6 +334,29 @@ async fn a_higher_attempt_replaces_and_lower_ones_and_lower_terms_are_refused() 
 }
 
 #[tokio::test]
+async fn a_cancelled_deployment_that_still_waits_for_an_older_attempt_says_that_it_has_ended() {
+    let (mut jobmanager, connectors) = (FakeJobManager::start().await, TestConnectors::default());
+    connectors.split("t", "s0", rows(0..10), 1, false);
+    let node = Node::start("tm-1", &jobmanager, &connectors).await;
+    let mut session = jobmanager.registered().await;
+    let graph = graph(Exchange::Chained, 1);
+    session.command(deploy(&graph, 1, &[&session])).await;
+    assert_eq!(session.states(2).await, [(0, 0, 1, Starting), (0, 0, 1, Running)]);
+    // Both are taken before the slot's thread can say that attempt 1 has ended; if not, attempt 2 had started.
+    session.command(deploy(&graph, 2, &[&session])).await;
+    let job = JobId::new("job").unwrap();
+    session.command(ToTaskManager::Cancel(CancelAttempt { term: Term(1), job, attempt: Attempt(2) })).await;
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        let states = session.states(1).await;
+        ended.extend(states.into_iter().filter(|(_, _, _, state)| state.is_terminal()));
+    }
+    ended.sort_by_key(|(_, _, attempt, _)| *attempt);
+    assert_eq!(ended, [(0, 0, 1, Cancelled), (0, 0, 2, Cancelled)]);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn failures_are_reported_with_their_error_and_outcomes_reach_subtasks() {
     let (mut jobmanager, connectors) = (FakeJobManager::start().await, TestConnectors::default());
     connectors.split("t", "s0", rows(0..10), 1, false);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail them by panicking")]
 
+mod chaos;
 mod command_line;
 mod failures;
 mod local_cluster;

@@ -75,8 +75,9 @@ pub(crate) async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
     .await;
 }
 
-/// Drains and stops the job.
+/// Drains and stops the job, as soon as it runs.
 pub(crate) async fn drain(cluster: &Cluster, job: &str) -> Value {
+    job_in_state(cluster, job, JobState::Running).await;
     let savepoint = cluster.weir_json(&["stop", "--drain", job]);
     job_in_state(cluster, job, JobState::Stopped).await;
     savepoint

@@ -145,8 +145,11 @@ impl Leader {
         let record = self.state(|state| state.jobs.get(job).filter(|job| job.state.is_terminal()).cloned());
         if let Some(record) = record {
             tracing::info!(%job, state = %record.state, "job ended");
-            let store = self.store.clone();
-            tokio::spawn(async move { sources::delete_groups(&store, &record).await });
+            let (store, garbage) = (self.store.clone(), self.garbage.clone());
+            tokio::spawn(async move {
+                sources::delete_groups(&store, &record).await;
+                garbage.notify_one();
+            });
             self.drop_if_ended(job);
         }
     }

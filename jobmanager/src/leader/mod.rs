@@ -15,9 +15,10 @@ mod views;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use weir_coordination::checkpoint::{self, Coordinator, SubtaskKey};
 use weir_coordination::liveness::Liveness;
 use weir_coordination::metadata::{Command, Reply, State};
@@ -35,6 +36,7 @@ use weir_types::{Error, Result};
 
 use crate::config::Config;
 use crate::event::{Answer, Event, Prepared};
+use crate::gc::Collector;
 use crate::metadata::{Machine, now};
 use crate::planning::Planner;
 use sessions::Session;
@@ -94,6 +96,8 @@ pub(crate) struct Leader {
     waiters: BTreeMap<RequestId, Vec<Answer<pb::Snapshot>>>,
     /// Snapshots whose removal failed, and when it is tried again.
     removals: BTreeMap<SnapshotId, Millis>,
+    /// Notified when something was ended that may have left garbage.
+    garbage: Arc<Notify>,
 }
 
 impl Leader {
@@ -123,6 +127,16 @@ impl Leader {
         }
         tracing::info!("no longer leading");
         Ok(())
+    }
+
+    /// What cleans up behind this leader and its predecessors.
+    pub(crate) fn collector(&self) -> Collector {
+        Collector {
+            store: self.store.clone(),
+            node: self.node.clone(),
+            checkpoint_root: self.checkpoint_root.clone(),
+            garbage: self.garbage.clone(),
+        }
     }
 
     /// Plans scripts.

@@ -66,6 +66,7 @@ impl Leader {
             planning: BTreeMap::new(),
             waiters: BTreeMap::new(),
             removals: BTreeMap::new(),
+            garbage: Default::default(),
             node,
             config,
         };
@@ -91,7 +92,8 @@ impl Leader {
                 propose(&self.node, &Command::Complete(Box::new(completion))).await??;
                 let entry = self.state(|state| state.snapshots.get(&snapshot).cloned());
                 if let Some((record, entry)) = record.zip(entry) {
-                    sources::keep_positions(&self.store, &record, &entry).await;
+                    let store = self.store.clone();
+                    tokio::spawn(async move { sources::keep_positions(&store, &record, &entry).await });
                 }
                 continue;
             }
@@ -103,9 +105,7 @@ impl Leader {
             tracing::warn!(%snapshot, code = %failure.code, "aborting a snapshot that an earlier JobManager left");
             propose(&self.node, &Command::Abort { snapshot: snapshot.clone(), nonce: entry.nonce.clone(), failure })
                 .await??;
-            if let Some(record) = record {
-                sources::release_groups(&self.store, &record, &snapshot).await;
-            }
+            // The collector cancels the groups' checkpoints and drops the pins as soon as the store answers.
             if let Err(error) = storage::remove(&entry).await {
                 tracing::warn!(%snapshot, code = %error.code, %error, "could not sweep a failed snapshot");
             }

@@ -15,8 +15,8 @@ use crate::event::{Answer, Event};
 use crate::metadata::now;
 use crate::{sources, storage};
 
-/// After which time a removal that failed is tried again.
-const REMOVAL_RETRY_MS: u64 = 30_000;
+/// After which time a removal that failed is tried again; mostly the store was down, and comes back soon.
+const REMOVAL_RETRY_MS: u64 = 1_000;
 
 impl Leader {
     /// Lets a job's coordinator decide, and carries out what it says.
@@ -51,8 +51,11 @@ impl Leader {
             Action::NotifyAborted(snapshot, barrier, error) => self.notify(job, snapshot, barrier, Some(error)),
             Action::ReleaseGroups(snapshot) => {
                 let Some(record) = self.record(job) else { return };
-                let store = self.store.clone();
-                tokio::spawn(async move { sources::release_groups(&store, &record, &snapshot).await });
+                let (store, garbage) = (self.store.clone(), self.garbage.clone());
+                tokio::spawn(async move {
+                    sources::release_groups(&store, &record, &snapshot).await;
+                    garbage.notify_one();
+                });
             }
             Action::Sweep(snapshot) => {
                 let Some(entry) = self.entry(&snapshot) else { return };
