@@ -226,6 +226,35 @@ fn damage_in_the_middle_of_the_newest_segment_is_not_taken_for_a_torn_write() {
 }
 
 #[test]
+fn a_log_shorter_than_what_had_been_synced_is_damage_and_its_offsets_are_not_given_out_again() {
+    runtime().block_on(async {
+        // Within a record, between records, within the header; of the only segment and of the newest of several.
+        for (blocks, keep) in [(4, 300), (4, 32), (4, 5), (60, 40), (60, 0)] {
+            let dir = TempDir::new().unwrap();
+            drop(filled(dir.path(), blocks).await);
+            let log = files(dir.path(), "log").pop().unwrap();
+            OpenOptions::new().write(true).open(&log).unwrap().set_len(keep).unwrap();
+            // The damage is found by every start, also after somebody has truncated up to it.
+            for truncates in [false, true, false] {
+                let store = Store::open(config(dir.path())).unwrap();
+                let info = &store.describe_stream(&name()).unwrap().partitions[0];
+                let (head, end) = (info.head.0, info.end.0);
+                assert!(end < blocks * 3 && info.fault.is_some(), "{keep}: {info:?}");
+                let (before, error) = read(&store, head).await;
+                assert_eq!(before, values(head, end));
+                let error = error.unwrap();
+                assert_eq!(error.code, Code::Corrupt);
+                assert!(error.message.contains(log.to_str().unwrap()), "{error}");
+                assert_eq!(append(&store, 0, 1).await.unwrap_err().code, Code::Corrupt);
+                if truncates {
+                    store.truncate(&name(), cut(end), false).await.unwrap();
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn lost_or_damaged_index_files_are_rebuilt() {
     runtime().block_on(async {
         let dir = TempDir::new().unwrap();

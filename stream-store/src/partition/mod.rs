@@ -132,7 +132,7 @@ impl Partition {
         // The new head is durable before anything that lies before it goes.
         replace_file(&head_path(&self.setup.dir), offset.0.to_string().as_bytes())?;
         self.view.write().head = offset;
-        if offset == end && writer.next > writer.base {
+        if offset == end && self.may_roll(&writer) {
             self.roll(&mut writer)?;
         }
         let dropped: Vec<Summary> = {
@@ -155,7 +155,7 @@ impl Partition {
     /// Closes the active segment if its last append is older than `before`, so that retention can take it whole.
     pub(crate) fn roll_if_older(&self, before: Millis) -> Result<()> {
         let mut writer = self.writer.lock();
-        if writer.next > writer.base && self.view.read().active.last_append < before {
+        if self.may_roll(&writer) && self.view.read().active.last_append < before {
             self.roll(&mut writer)?;
         }
         Ok(())
@@ -232,6 +232,11 @@ impl Partition {
             Ok(()) => writer.covered = summary.len,
             Err(error) => warn!(%error, "index file could not be written"),
         }
+    }
+
+    /// A damaged segment stays the active one: what was found wrong with it would be forgotten behind a new one.
+    fn may_roll(&self, writer: &Writer) -> bool {
+        writer.next > writer.base && self.view.read().append_fault.is_none()
     }
 
     /// Closes the active segment and begins the next.

@@ -1,7 +1,8 @@
 //! Opening a partition: finding its segments, recovering the end of the log, rebuilding what was lost beside it.
 //!
 //! A write that was torn off at the end is cut off with a warning. Damage anywhere else is never cut off: what lies
-//! before it stays readable, reading on fails with `CORRUPT`, and nothing is appended behind it.
+//! before it stays readable, reading on fails with `CORRUPT`, and nothing is appended behind it. So it is with a log that
+//! is shorter than what had been synced.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -94,7 +95,9 @@ impl PartitionSetup {
         {
             let path = log_path(&self.dir, newest);
             let len = fs::metadata(&path).map_err(failed)?.len();
+            // One with an index had been in use; it was cut short since, which `open_active` reports.
             let headless = len <= FILE_HEADER_LEN
+                && !index_path(&self.dir, newest).exists()
                 && check_header(&File::open(&path).map_err(failed)?, &path, self.id, newest).is_err();
             if headless {
                 warn!(file = %path.display(), "segment was never finished being created, removed");
@@ -156,6 +159,7 @@ impl PartitionSetup {
         }
         check_header(&file, &path, self.id, base)?;
         let mut gathered = Gathered::new(base, self.config.index_interval_bytes);
+        let mut lost = None;
         if let Some(sidecar) = Sidecar::read(&index_path(&self.dir, base), base)? {
             let Sidecar { summary, index, producers: known } = sidecar;
             if summary.len <= len {
@@ -163,8 +167,7 @@ impl PartitionSetup {
                 gathered.summary = summary;
                 gathered.index = index;
             } else {
-                error!(file = %path.display(), synced = summary.len, found = len,
-                    offset = %summary.end, "bytes that had been synced are gone: records were lost");
+                lost = Some(summary);
             }
         }
         let covered = gathered.summary.len;
@@ -172,7 +175,10 @@ impl PartitionSetup {
         let end = segment::walk(&file, &path, covered, start, len, |header, position| {
             gathered.add(header, position, &mut producers);
         })?;
-        let fault = self.settle_tail(&file, &path, &end, len)?;
+        let fault = match lost {
+            Some(synced) => Some(self.lost_tail(&path, &end, synced)),
+            None => self.settle_tail(&file, &path, &end, len)?,
+        };
         // Records that a killed process had written but not synced are about to be shown to readers.
         self.disk.sync(&file).map_err(|error| Error::io(format!("{} could not be synced", path.display()), &error))?;
         let oldest = sealed.front().map_or(base, |segment| segment.base);
@@ -197,6 +203,17 @@ impl PartitionSetup {
             read_fault: fault.map(|fault| (summary.end, fault)),
         };
         Ok(Partition { setup: self, writer: Mutex::new(writer), view: RwLock::new(view) })
+    }
+
+    /// The fault of a log that is shorter than what had been synced: were its offsets given out again, readers and
+    /// snapshots that know the lost records would miss the new ones.
+    fn lost_tail(&self, path: &Path, end: &WalkEnd, synced: Summary) -> Error {
+        let (missing, offset) = (synced.len - end.position, synced.end);
+        let what =
+            format!("{missing} bytes from here on had been synced and are gone, records {} to {offset}", end.offset);
+        let fault = corrupt(path, end.position, &what);
+        error!(stream = %self.stream, partition = %self.id, error = %fault, synced = synced.len, "partition is damaged");
+        fault
     }
 
     /// Cuts off a torn write, or returns the damage that is in the way.
