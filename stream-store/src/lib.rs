@@ -11,6 +11,7 @@ pub mod clock;
 mod committer;
 pub mod config;
 pub mod disk;
+mod fences;
 pub mod frame;
 mod group;
 mod partition;

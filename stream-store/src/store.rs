@@ -15,7 +15,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
-use weir_types::ids::{PartitionId, PinHolder};
+use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::store::{Appended, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
@@ -226,6 +226,17 @@ impl Store {
     pub async fn truncate(&self, name: &StreamName, cut: StreamCut, force: bool) -> Result<TruncateReport> {
         let stream = self.inner.stream(name)?;
         blocking(move || stream.truncate(&cut, force)).await
+    }
+
+    /// Fences off lower epochs: once this has returned, no partition of the stream takes appends of them any more, from
+    /// the producer of that name or one whose name begins with it and a dot. Survives restarts.
+    ///
+    /// # Errors
+    /// `FENCED` if a higher epoch was fenced for, `NOT_FOUND` for the stream; I/O errors.
+    pub async fn fence(&self, name: &StreamName, producer: ProducerId, epoch: Epoch) -> Result<()> {
+        let stream = self.inner.stream(name)?;
+        let now = self.inner.clock.now();
+        blocking(move || stream.fence(&producer, epoch, now)).await
     }
 
     /// Holds the stream at `cut` until [`Store::unpin`]; a holder has one pin per stream, which this moves.

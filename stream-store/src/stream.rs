@@ -1,7 +1,8 @@
 //! One stream: its partitions, its pins, and the files that describe it.
 //!
-//! `stream.json` says how it was made and never changes; `pins.json` is replaced whole. A stream exists once its
-//! directory has got its name, which happens after everything in it is durable, and is gone once that name is.
+//! `stream.json` says how it was made and never changes; `pins.json` and `fences.json` are replaced whole. A stream
+//! exists once its directory has got its name, which happens after everything in it is durable, and is gone once that
+//! name is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use weir_types::error::Facts;
-use weir_types::ids::{PartitionId, PinHolder};
+use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::store::{PartitionInfo, Pin, RecordFormat, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
@@ -24,6 +25,7 @@ use crate::arrow_block::decode_schema;
 use crate::block::RecordBlock;
 use crate::config::StoreConfig;
 use crate::disk::{Disk, read_file, replace_file};
+use crate::fences::Fences;
 use crate::partition::{Partition, PartitionSetup};
 use crate::segment::corrupt;
 
@@ -58,6 +60,7 @@ pub(crate) struct StreamState {
     deleted: AtomicBool,
     /// Held during truncation too, so that no pin is made behind its back.
     pins: Mutex<BTreeMap<PinHolder, Pin>>,
+    fences: Arc<Fences>,
     retention_is_held: AtomicBool,
 }
 
@@ -65,7 +68,7 @@ fn partition_dir(dir: &Path, partition: u32) -> PathBuf {
     dir.join(format!("p-{partition:05}"))
 }
 
-fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value)
         .map_err(|error| Error::internal("metadata could not be encoded").with_detail(error.to_string()))
 }
@@ -101,8 +104,10 @@ impl StreamState {
         disk: &Arc<dyn Disk>,
     ) -> Result<()> {
         let (tail, _) = watch::channel(0);
+        let fences = Fences::open(dir, config.max_producers_per_partition)?;
+        let surroundings = Surroundings { dir, name, options, config, disk, tail: &tail, fences: &fences };
         for partition in 0..options.partitions {
-            setup(dir, name, options, partition, config, disk, &tail).create()?;
+            surroundings.of(partition).create()?;
         }
         let file = StreamFile { version: VERSION, name: name.clone(), created_at_ms: now.0, options: options.clone() };
         replace_file(&dir.join("stream.json"), &to_json(&file)?)
@@ -125,8 +130,11 @@ impl StreamState {
             }
         };
         let (tail, _) = watch::channel(0);
+        let fences = Fences::open(dir, config.max_producers_per_partition)?;
+        let surroundings =
+            Surroundings { dir, name: &name, options: &options, config, disk, tail: &tail, fences: &fences };
         let open = |partition| {
-            let opened = setup(dir, &name, &options, partition, config, disk, &tail).open().map(Arc::new);
+            let opened = surroundings.of(partition).open().map(Arc::new);
             opened.inspect_err(|error| error!(stream = %name, partition, %error, "partition could not be opened"))
         };
         Ok(Self {
@@ -139,6 +147,7 @@ impl StreamState {
             tail,
             deleted: AtomicBool::new(false),
             pins: Mutex::new(pins),
+            fences,
             retention_is_held: AtomicBool::new(false),
         })
     }
@@ -253,6 +262,14 @@ impl StreamState {
         Ok(())
     }
 
+    /// Refuses appends of lower epochs of the producers that `name` covers, from the return of this call on.
+    pub(crate) fn fence(&self, name: &ProducerId, epoch: Epoch, now: Millis) -> Result<()> {
+        self.fences.raise(name, epoch, now)?;
+        // Appends that were let in before are in the log, or have failed, when this returns.
+        self.open_partitions().for_each(|partition| partition.settle());
+        Ok(())
+    }
+
     fn write_pins(&self, pins: &BTreeMap<PinHolder, Pin>) -> Result<()> {
         let file = PinsFile { version: VERSION, pins: pins.values().cloned().collect() };
         replace_file(&self.dir.join("pins.json"), &to_json(&file)?)
@@ -320,22 +337,28 @@ impl StreamState {
     }
 }
 
-fn setup(
-    dir: &Path,
-    name: &StreamName,
-    options: &StreamOptions,
-    partition: u32,
-    config: &Arc<StoreConfig>,
-    disk: &Arc<dyn Disk>,
-    tail: &watch::Sender<u64>,
-) -> PartitionSetup {
-    PartitionSetup {
-        stream: name.clone(),
-        id: PartitionId(partition),
-        dir: partition_dir(dir, partition),
-        durability: options.durability,
-        config: Arc::clone(config),
-        disk: Arc::clone(disk),
-        tail: tail.clone(),
+/// What the partitions of a stream have in common.
+struct Surroundings<'a> {
+    dir: &'a Path,
+    name: &'a StreamName,
+    options: &'a StreamOptions,
+    config: &'a Arc<StoreConfig>,
+    disk: &'a Arc<dyn Disk>,
+    tail: &'a watch::Sender<u64>,
+    fences: &'a Arc<Fences>,
+}
+
+impl Surroundings<'_> {
+    fn of(&self, partition: u32) -> PartitionSetup {
+        PartitionSetup {
+            stream: self.name.clone(),
+            id: PartitionId(partition),
+            dir: partition_dir(self.dir, partition),
+            durability: self.options.durability,
+            config: Arc::clone(self.config),
+            disk: Arc::clone(self.disk),
+            tail: self.tail.clone(),
+            fences: Arc::clone(self.fences),
+        }
     }
 }

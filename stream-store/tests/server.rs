@@ -141,6 +141,51 @@ async fn a_stamped_block_sent_twice_is_there_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opened_producer_has_fenced_its_family_in_every_partition_before_its_first_block() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(3), false).await.unwrap();
+    let append = async |client: &StoreClient, producer: &str, epoch, sequence, partition| {
+        let stamp = ProducerStamp { producer: ProducerId::new(producer).unwrap(), epoch: Epoch(epoch), sequence };
+        client.append(&name(), PartitionId(partition), &block(&["x"]), Some(&stamp)).await.map_err(|error| error.code)
+    };
+    let open = async |client: &StoreClient, epoch| {
+        let options = ProducerOptions {
+            id: Some(ProducerId::new("job.sink.0").unwrap()),
+            epoch: Epoch(epoch),
+            family: Some(ProducerId::new("job.sink").unwrap()),
+            ..ProducerOptions::default()
+        };
+        Producer::open(client, &name(), options).await
+    };
+    append(&client, "job.sink.0", 1, 0, 0).await.unwrap();
+    append(&client, "job.sink.3", 1, 0, 1).await.unwrap();
+    drop(open(&client, 2).await.unwrap());
+    let refuses = async |client: &StoreClient| {
+        for partition in 0..3 {
+            // Subtask 3 has no successor; it goes on from its last block, or repeats it.
+            for (producer, sequence) in [("job.sink.0", 0), ("job.sink.3", 0), ("job.sink.3", 1)] {
+                assert_eq!(append(client, producer, 1, sequence, partition).await, Err(Code::Fenced));
+            }
+        }
+    };
+    refuses(&client).await;
+    assert_eq!(client.describe_stream(&name()).await.unwrap().ends(), cut(&[(0, 1), (1, 1), (2, 0)]));
+    server.stop().await;
+
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    refuses(&client).await;
+    assert_eq!(open(&client, 1).await.map(drop).unwrap_err().code, Code::Fenced);
+    append(&client, "job.sink2.0", 1, 0, 0).await.unwrap();
+    let mut newer = open(&client, 2).await.unwrap();
+    newer.send_to(PartitionId(2), None, b"y", None).await.unwrap();
+    assert_eq!(newer.flush().await.unwrap(), cut(&[(2, 1)]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn truncation_stops_at_a_pin_and_readers_below_the_head_are_told() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(dir.path()).await;

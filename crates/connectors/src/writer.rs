@@ -1,12 +1,12 @@
 //! A queue between a sink on the compute thread and its output on the io runtime.
 //!
 //! What a sink queues is written in order; a commit covers everything queued before it. The queue is bounded by
-//! [`Writer::ready`], which waits while more than [`QUEUED_BYTES_MAX`] are in it: a chain asks before every step, so that
+//! [`Writer::ready`], which waits until the output has started, and while more than [`QUEUED_BYTES_MAX`] are in it: a chain asks before every step, so that
 //! at most one step's output comes on top. Dropping the writer stops the output where it is: a cancelled attempt writes
 //! nothing more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -95,6 +95,7 @@ enum Command<P> {
 
 #[derive(Default)]
 struct Shared {
+    started: AtomicBool,
     queued_bytes: AtomicUsize,
     room: Notify,
     /// Set once, before the command channel closes.
@@ -133,14 +134,15 @@ impl<P: Send + 'static> Writer<P> {
         self.commands.send(Command::Write { piece, bytes }).map_err(|_| failure(&self.shared))
     }
 
-    /// Waits until the queue has room. Cancel safe.
+    /// Waits until the output has started and the queue has room. Cancel safe.
     ///
     /// # Errors
     /// What the output failed with earlier.
     pub(crate) async fn ready(&self) -> Result<()> {
         loop {
             self.check()?;
-            if self.shared.queued_bytes.load(Ordering::Acquire) <= QUEUED_BYTES_MAX {
+            let started = self.shared.started.load(Ordering::Acquire);
+            if started && self.shared.queued_bytes.load(Ordering::Acquire) <= QUEUED_BYTES_MAX {
                 return Ok(());
             }
             // A permit is kept for the next waiter, so that a notice between the check and the wait is not lost.
@@ -185,6 +187,8 @@ async fn drive<P>(
     shared: &Shared,
 ) -> Result<()> {
     output.start().await?;
+    shared.started.store(true, Ordering::Release);
+    shared.room.notify_one();
     while let Some(command) = queue.recv().await {
         match command {
             Command::Write { piece, bytes } => {
@@ -210,6 +214,36 @@ mod tests {
     struct Gated {
         gate: mpsc::Receiver<Result<()>>,
         written: Arc<AtomicUsize>,
+    }
+
+    /// Starts when it is told to.
+    struct Late(oneshot::Receiver<()>);
+
+    #[async_trait]
+    impl Output for Late {
+        type Piece = usize;
+
+        async fn start(&mut self) -> Result<()> {
+            (&mut self.0).await.map_err(|_| Error::internal("never started"))
+        }
+
+        async fn write(&mut self, _piece: usize) -> Result<()> {
+            Ok(())
+        }
+
+        async fn commit(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_taken_before_the_output_has_started() {
+        let (start, started) = oneshot::channel();
+        let writer = Writer::new(&Handle::current(), Late(started));
+        let mut ready = Box::pin(writer.ready());
+        assert!(futures::poll!(&mut ready).is_pending());
+        start.send(()).unwrap();
+        ready.await.unwrap();
     }
 
     #[async_trait]

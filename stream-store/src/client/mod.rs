@@ -44,7 +44,7 @@ use weir_proto::convert::store::{cut_to_pb, format_to_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_client::StreamsClient;
 use weir_proto::{from_status, pb::common::v1 as common};
-use weir_types::ids::{PartitionId, PinHolder};
+use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::store::{Appended, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::{Error, Result};
@@ -196,6 +196,17 @@ impl StoreClient {
     pub async fn truncate(&self, name: &StreamName, cut: &StreamCut, force: bool) -> Result<TruncateReport> {
         let request = pb::TruncateRequest { stream: name.to_string(), cut: cut_to_pb(cut), force };
         call(self.streams().truncate(request)).await?.try_into()
+    }
+
+    /// Fences off lower epochs of `producer` and of all producers whose names begin with it and a dot: once this has
+    /// returned, no partition of the stream takes their appends any more.
+    ///
+    /// # Errors
+    /// `FENCED` if a higher epoch was fenced for; `NOT_FOUND`, `UNAVAILABLE`.
+    pub async fn fence_producers(&self, name: &StreamName, producer: &ProducerId, epoch: Epoch) -> Result<()> {
+        let request =
+            pb::FenceProducersRequest { stream: name.to_string(), producer: producer.to_string(), epoch: epoch.0 };
+        call(self.streams().fence_producers(request)).await.map(drop)
     }
 
     /// Holds the stream at `cut` until [`StoreClient::unpin`]. A holder has one pin per stream; pinning again moves it.

@@ -35,8 +35,12 @@ pub struct ProducerOptions {
     /// The producer's name; `None` makes a new one. A name may be used again only with a higher epoch: sequence numbers
     /// begin anew with every [`Producer`], and a partition takes them only in a new epoch.
     pub id: Option<ProducerId>,
-    /// The incarnation. Appends of lower epochs of the same id are refused with `FENCED` from then on.
+    /// The incarnation. Lower epochs of the same id are refused with `FENCED` in every partition once
+    /// [`Producer::open`] has returned.
     pub epoch: Epoch,
+    /// What to fence when the producer is opened, if its name is not new and its epoch not 0: lower epochs of this
+    /// name and of all that begin with it and a dot, such as those of the producer's siblings. `None` is its own name.
+    pub family: Option<ProducerId>,
     /// A block that is not full is sent after this time.
     pub linger: Duration,
     /// A block is sent when it has grown to so many bytes.
@@ -54,6 +58,7 @@ impl Default for ProducerOptions {
         Self {
             id: None,
             epoch: Epoch(0),
+            family: None,
             linger: Duration::from_millis(5),
             block_bytes: 512 << 10,
             buffer_bytes: 16 << 20,
@@ -146,10 +151,10 @@ impl Lanes {
 }
 
 impl Producer {
-    /// A producer for `stream`, which must exist.
+    /// A producer for `stream`, which must exist. Earlier incarnations are fenced off when this returns.
     ///
     /// # Errors
-    /// `NOT_FOUND`, `UNAVAILABLE`, `INVALID_ARGUMENT` for impossible options.
+    /// `FENCED` if there is a later incarnation already; `NOT_FOUND`, `UNAVAILABLE`, `INVALID_ARGUMENT` for impossible options.
     pub async fn open(client: &StoreClient, stream: &StreamName, options: ProducerOptions) -> Result<Self> {
         if !(1..crate::producers::REMEMBERED_BLOCKS).contains(&options.max_in_flight) {
             return Err(Error::invalid("max_in_flight of a producer must be 1 to 15"));
@@ -157,7 +162,12 @@ impl Producer {
         let info = client.describe_stream(stream).await?;
         let partitions = Parallelism::new(info.options.partitions)?;
         let id = match &options.id {
-            Some(id) => id.clone(),
+            Some(id) => {
+                if options.epoch > Epoch(0) {
+                    client.fence_producers(stream, options.family.as_ref().unwrap_or(id), options.epoch).await?;
+                }
+                id.clone()
+            }
             None => ProducerId::new(format!("producer-{}", uuid::Uuid::new_v4().simple()))?,
         };
         let lanes = (0..partitions.get()).map(|_| Lane::default()).collect();

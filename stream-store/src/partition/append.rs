@@ -67,7 +67,10 @@ impl Partition {
         let mut next = writer.next;
         let mut position = writer.position;
         for job in jobs {
-            let verdict = job.producer.as_ref().map_or(Ok(Verdict::Append), |stamp| writer.producers.check(stamp));
+            let verdict = job.producer.as_ref().map_or(Ok(Verdict::Append), |stamp| {
+                self.setup.fences.check(stamp)?;
+                writer.producers.check(stamp)
+            });
             match verdict {
                 Err(error) => answer(job, Err(error)),
                 Ok(Verdict::Duplicate(base_offset)) => {

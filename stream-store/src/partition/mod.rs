@@ -28,6 +28,7 @@ pub(crate) use read::Cursor;
 
 use crate::config::StoreConfig;
 use crate::disk::{Disk, remove, replace_file, sync_dir};
+use crate::fences::Fences;
 use crate::producers::Producers;
 use crate::segment::{self, index_path, log_path};
 use crate::sidecar::{Sidecar, SparseIndex, Summary};
@@ -43,6 +44,8 @@ pub(crate) struct PartitionSetup {
     pub(crate) disk: Arc<dyn Disk>,
     /// Bumped whenever a partition of the stream grows.
     pub(crate) tail: watch::Sender<u64>,
+    /// The stream's.
+    pub(crate) fences: Arc<Fences>,
 }
 
 pub(crate) struct Partition {
@@ -80,6 +83,11 @@ struct View {
 impl Partition {
     pub(crate) fn id(&self) -> PartitionId {
         self.setup.id
+    }
+
+    /// Waits until the appends that are under way have come to their end.
+    pub(crate) fn settle(&self) {
+        drop(self.writer.lock());
     }
 
     pub(crate) fn head(&self) -> Offset {

@@ -6,7 +6,7 @@ use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_server::Streams;
 use weir_proto::to_status;
 use weir_types::Error;
-use weir_types::ids::PinHolder;
+use weir_types::ids::{Epoch, PinHolder, ProducerId};
 use weir_types::stream::StreamName;
 
 use super::{Context, append, read};
@@ -75,6 +75,16 @@ impl Streams for StreamsService {
         let name = stream_name(&stream)?;
         let report = self.0.store.truncate(&name, cut_from_pb(cut), force).await.map_err(status)?;
         Ok(Response::new((&report).into()))
+    }
+
+    async fn fence_producers(
+        &self,
+        request: Request<pb::FenceProducersRequest>,
+    ) -> Result<Response<pb::Empty>, Status> {
+        let pb::FenceProducersRequest { stream, producer, epoch } = request.into_inner();
+        let (name, producer) = (stream_name(&stream)?, ProducerId::new(producer).map_err(status)?);
+        self.0.store.fence(&name, producer, Epoch(epoch)).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
     }
 
     async fn create_pin(&self, request: Request<pb::CreatePinRequest>) -> Result<Response<pb::Pin>, Status> {

@@ -1,5 +1,6 @@
-//! Appends rows to a stream as an idempotent producer, named by job, sink and subtask; its epoch is the attempt, so that an
-//! older attempt that is still somewhere is fenced off.
+//! Appends rows to a stream as an idempotent producer, named by job, sink and subtask; its epoch is the attempt. Before it
+//! takes rows it fences off older attempts, of all subtasks of the sink: one that is still somewhere, perhaps with more
+//! subtasks, appends nothing any more.
 //!
 //! At a barrier everything is flushed: it is durable before the barrier is acknowledged. A job that restarts appends again
 //! what it had appended after its last checkpoint: every row is there at least once.
@@ -87,6 +88,7 @@ impl StreamSink {
             }
             (None, column) => column.into_iter().collect(),
         };
+        let family = format!("{}.{}", context.job, names::safe(&context.uid));
         let partitions = u32::try_from(spec.connector.integer("sink.partitions", 1)?);
         let output = Appender {
             address: context.store_address.clone(),
@@ -94,7 +96,8 @@ impl StreamSink {
             format,
             schema: Arc::clone(&layout.physical),
             partitions: partitions.map_err(|_| Error::invalid("option 'sink.partitions' is too large"))?,
-            producer: ProducerId::new(format!("{}.{}.{}", context.job, names::safe(&context.uid), context.subtask))?,
+            producer: ProducerId::new(format!("{family}.{}", context.subtask))?,
+            family: ProducerId::new(family)?,
             epoch: Epoch(u64::from(context.attempt)),
             open: None,
             turn: context.subtask,
@@ -172,6 +175,8 @@ struct Appender {
     schema: SchemaRef,
     partitions: u32,
     producer: ProducerId,
+    /// What the producers of all subtasks are named by.
+    family: ProducerId,
     epoch: Epoch,
     open: Option<Producer>,
     /// The partition that Arrow rows without keys go to next.
@@ -209,8 +214,12 @@ impl Appender {
                 .with_hint("A sink table has all columns of a stream of Arrow rows, in its order."));
             }
         }
-        let options =
-            ProducerOptions { id: Some(self.producer.clone()), epoch: self.epoch, ..ProducerOptions::default() };
+        let options = ProducerOptions {
+            id: Some(self.producer.clone()),
+            epoch: self.epoch,
+            family: Some(self.family.clone()),
+            ..ProducerOptions::default()
+        };
         Producer::open(client, &self.stream, options).await
     }
 

@@ -299,13 +299,18 @@ async fn arrow_rows_are_stored_by_column_and_read_with_projection() {
 async fn an_older_attempt_is_fenced_by_a_newer_one() {
     let store = TestStore::start().await;
     let table = table(&store, &[]);
-    let (mut old, mut new) = (table.sink(1, 0).unwrap(), table.sink(2, 0).unwrap());
-    old.write(&batch(rows(0..1))).unwrap();
-    old.prepare(&barrier(1)).unwrap().await.unwrap();
-    new.write(&batch(rows(1..2))).unwrap();
-    new.prepare(&barrier(2)).unwrap().await.unwrap();
-    old.write(&batch(rows(2..3))).unwrap();
-    assert_eq!(old.prepare(&barrier(3)).unwrap().await.unwrap_err().code, Code::Fenced);
+    // The newer attempt has one subtask only, and no rows yet.
+    let mut olds = [table.sink(1, 0).unwrap(), table.sink(1, 1).unwrap()];
+    for (row, old) in (0..).zip(&mut olds) {
+        old.write(&batch(rows(row..row + 1))).unwrap();
+        old.prepare(&barrier(1)).unwrap().await.unwrap();
+    }
+    let mut new = table.sink(2, 0).unwrap();
+    new.ready().await.unwrap();
+    for old in &mut olds {
+        old.write(&batch(rows(2..3))).unwrap();
+        assert_eq!(old.prepare(&barrier(2)).unwrap().await.unwrap_err().code, Code::Fenced);
+    }
     let read = table.read(store.splits(&stream()).await, 10).await.unwrap();
     assert_eq!(ids(&read.rows(&table.schema)), [0, 1]);
     store.stop().await;
