@@ -20,7 +20,7 @@ use weir_types::key_range::KeyRange;
 use weir_types::snapshot::{StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
-use crate::frozen::{FrozenTable, HashedRow, RowRef};
+use crate::frozen::{FrozenTable, Gather, HashedRow, RowRef};
 use crate::store::{NewFile, SnapshotStore, StoredFile};
 use crate::values::arrow_error;
 
@@ -36,28 +36,80 @@ const BLOCK_ROWS: usize = 32 * 1024;
 const MAGIC_BYTES: u64 = 8;
 
 /// The asynchronous part of a snapshot: writes each table that has rows to a file named `<prefix>-<table>.state.arrow`. On
-/// return all of it is durable. After an error, files of this call may be left; they are swept with the snapshot.
+/// return all of it is durable. After an error no file of this call is left.
 ///
 /// # Errors
 /// `ALREADY_EXISTS` if the prefix was used before, `IO`, `RESOURCE_EXHAUSTED`.
 pub fn write_tables(tables: Vec<FrozenTable>, store: &dyn SnapshotStore, prefix: &str) -> Result<Vec<StateFile>> {
-    let mut files = Vec::new();
-    for table in tables {
-        files.extend(write_table(table, store, prefix)?);
-    }
-    if !files.is_empty() {
-        store.sync()?;
-    }
-    Ok(files)
+    write_tables_while(tables, store, prefix, &|| true)
 }
 
-fn write_table(table: FrozenTable, store: &dyn SnapshotStore, prefix: &str) -> Result<Option<StateFile>> {
-    let FrozenTable { name, rows, columns } = table;
-    let mut rows = rows();
-    if rows.is_empty() {
-        return Ok(None);
+/// The same, until `wanted` says no; it is asked before every block. The directory is made once: one that is swept
+/// meanwhile does not come back.
+///
+/// # Errors
+/// As [`write_tables`], and `CANCELLED`.
+pub fn write_tables_while(
+    tables: Vec<FrozenTable>,
+    store: &dyn SnapshotStore,
+    prefix: &str,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Vec<StateFile>> {
+    let mut files = Vec::new();
+    let written = write_each(tables, store, prefix, wanted, &mut files);
+    match written {
+        Ok(()) => Ok(files),
+        Err(error) => {
+            // Should this fail too, they are swept with the snapshot.
+            let _swept_later = delete_files(store, &files);
+            Err(error)
+        }
     }
-    rows.sort_unstable();
+}
+
+/// Deletes files of a snapshot that does not come about, and the directory if nothing else is in it.
+///
+/// # Errors
+/// `IO`.
+pub fn delete_files(store: &dyn SnapshotStore, files: &[StateFile]) -> Result<()> {
+    files.iter().try_for_each(|file| store.delete(&file.path))?;
+    store.delete_directory().map(|_gone| ())
+}
+
+fn write_each(
+    tables: Vec<FrozenTable>,
+    store: &dyn SnapshotStore,
+    prefix: &str,
+    wanted: &dyn Fn() -> bool,
+    files: &mut Vec<StateFile>,
+) -> Result<()> {
+    let mut prepared = false;
+    for FrozenTable { name, rows, columns } in tables {
+        check_wanted(wanted)?;
+        let mut rows = rows();
+        if rows.is_empty() {
+            continue;
+        }
+        rows.sort_unstable();
+        if !std::mem::replace(&mut prepared, true) {
+            store.prepare()?;
+        }
+        files.push(write_table((name, columns), &rows, store, prefix, wanted)?);
+    }
+    if prepared { store.sync() } else { Ok(()) }
+}
+
+fn check_wanted(wanted: &dyn Fn() -> bool) -> Result<()> {
+    if wanted() { Ok(()) } else { Err(Error::new(Code::Cancelled, "the snapshot was given up")) }
+}
+
+fn write_table(
+    (name, columns): (String, Vec<(Field, Gather)>),
+    rows: &[HashedRow],
+    store: &dyn SnapshotStore,
+    prefix: &str,
+    wanted: &dyn Fn() -> bool,
+) -> Result<StateFile> {
     let path = format!("{prefix}-{name}{EXTENSION}");
     let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
     let fields: Vec<Field> = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
@@ -75,6 +127,7 @@ fn write_table(table: FrozenTable, store: &dyn SnapshotStore, prefix: &str) -> R
     let mut blocks = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS));
     let mut refs: Vec<RowRef> = Vec::with_capacity(BLOCK_ROWS.min(rows.len()));
     for chunk in rows.chunks(BLOCK_ROWS) {
+        check_wanted(wanted)?;
         refs.clear();
         refs.extend(chunk.iter().map(|row| row.row));
         let hashes: UInt64Array = chunk.iter().map(|row| row.hash).collect::<Vec<_>>().into();
@@ -93,7 +146,7 @@ fn write_table(table: FrozenTable, store: &dyn SnapshotStore, prefix: &str) -> R
     checked.take_part();
     let (bytes, crc32c) = (checked.written, checked.file_crc);
     checked.file.finish()?;
-    Ok(Some(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks }))
+    Ok(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks })
 }
 
 fn hash_range(rows: &[HashedRow]) -> Result<KeyRange> {

@@ -14,7 +14,7 @@ pub mod restore;
 pub mod store;
 pub mod values;
 
-pub use file::write_tables;
+pub use file::{delete_files, write_tables, write_tables_while};
 pub use frozen::FrozenTable;
 pub use restore::{RestoredOperator, RestoredTable};
 pub use store::open_store;

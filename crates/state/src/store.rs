@@ -26,7 +26,14 @@ pub trait SnapshotStore: Send + Sync {
     /// For messages: where this is, with a file's name.
     fn describe(&self, file: &str) -> String;
 
-    /// Starts a file that must not exist. Readers may see it before it is finished.
+    /// Makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// `IO`, `RESOURCE_EXHAUSTED`.
+    fn prepare(&self) -> Result<()>;
+
+    /// Starts a file that must not exist, in a directory that must: one that was swept meanwhile does not come back.
+    /// Readers may see the file before it is finished.
     ///
     /// # Errors
     /// `ALREADY_EXISTS`, `IO`, `RESOURCE_EXHAUSTED`.
@@ -124,7 +131,7 @@ pub struct LocalDirectory {
 }
 
 impl LocalDirectory {
-    /// The directory at `path`; it is created with the first file.
+    /// The directory at `path`; it is created by [`SnapshotStore::prepare`] or with a published file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -158,8 +165,11 @@ impl SnapshotStore for LocalDirectory {
         self.path.join(file).display().to_string()
     }
 
+    fn prepare(&self) -> Result<()> {
+        self.ensure()
+    }
+
     fn create(&self, file: &str) -> Result<Box<dyn NewFile>> {
-        self.ensure()?;
         let path = self.file(file)?;
         let opened = OpenOptions::new().write(true).create_new(true).open(&path);
         match opened {

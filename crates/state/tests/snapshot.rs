@@ -1,6 +1,7 @@
 //! Snapshot files and manifests: what is written is read back at any parallelism; damage is named, never overlooked.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic")]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, UInt64Type};
 use proptest::prelude::*;
-use weir_state::file::write_tables;
-use weir_state::frozen::{FrozenTable, key_column, word_column};
+use weir_state::file::{write_tables, write_tables_while};
+use weir_state::frozen::{FrozenTable, HashedRow, RowRef, key_column, word_column};
 use weir_state::key_hash::hash_values;
 use weir_state::keys::KeyTable;
 use weir_state::manifest::{
@@ -276,6 +277,53 @@ fn files_are_written_once() {
     write(&store, &rows, 1);
     let error = write_tables(vec![table_of(&rows)], &store, "c1-0-a1").unwrap_err();
     assert_eq!(error.code, Code::AlreadyExists);
+}
+
+/// A table of one row.
+fn other_table() -> FrozenTable {
+    FrozenTable::of_rows("other", || vec![HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }])
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let store = LocalDirectory::new(&path);
+    let tables = || vec![table_of(&sample(10)), FrozenTable::of_rows("empty", Vec::new), other_table()];
+    // Asked before each of three tables and before the one block of two: given up at every point there is.
+    for wanted_times in 0..5 {
+        let asked = Cell::new(0);
+        let wanted = || asked.replace(asked.get() + 1) < wanted_times;
+        let error = write_tables_while(tables(), &store, "a1", &wanted).unwrap_err();
+        assert_eq!((error.code, asked.get()), (Code::Cancelled, wanted_times + 1));
+        assert!(!path.exists(), "given up when asked for the {wanted_times}th time");
+    }
+}
+
+#[test]
+fn a_directory_that_was_swept_during_a_snapshot_does_not_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let store = LocalDirectory::new(&path);
+    let sweep = || {
+        if path.exists() {
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+        true
+    };
+    let error = write_tables_while(vec![table_of(&sample(10)), other_table()], &store, "a1", &sweep).unwrap_err();
+    assert_eq!(error.code, Code::Io, "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_failed_write_spares_the_files_that_were_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LocalDirectory::new(directory.path().join("chk-1"));
+    let before = write_tables(vec![table_of(&sample(10))], &store, "a1").unwrap();
+    let error = write_tables(vec![other_table(), table_of(&sample(10))], &store, "a1").unwrap_err();
+    assert_eq!(error.code, Code::AlreadyExists);
+    assert_eq!(store.list().unwrap(), [before[0].path.as_str()]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The asynchronous part of snapshots: writes frozen state and waits for sinks, beside further processing.
 //!
 //! Invariant: an acknowledgement is sent only after everything it names is durable; every snapshot that began here ends
-//! in one acknowledgement or one refusal, unless it was aborted from outside.
+//! in one acknowledgement or one refusal, unless it was aborted from outside. Files of a snapshot that was not acknowledged
+//! are deleted here, as its directory may have been swept before they were complete.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::{AbortHandle, Abortable, try_join_all};
@@ -11,11 +13,11 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use weir_state::{FrozenTable, open_store, write_tables};
+use weir_state::{FrozenTable, delete_files, open_store, write_tables_while};
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{BarrierId, SubtaskId};
 use weir_types::snapshot::{Barrier, OperatorSnapshot, SnapshotTimings, SplitPosition, StateFile, SubtaskSnapshot};
-use weir_types::{Error, Result};
+use weir_types::{Code, Error, Result};
 
 use super::SubtaskEvent;
 use crate::chain::FrozenOperator;
@@ -57,16 +59,20 @@ impl Snapshots {
             sync_us: micros(sync),
             async_us: 0,
         };
-        let part = Part { subtask: self.subtask.clone(), files: self.files.clone(), barrier: barrier.clone(), timings };
+        let draft = Draft::new(self.files.clone(), barrier.directory.clone());
+        let part = Part { subtask: self.subtask.clone(), barrier: barrier.clone(), timings };
         let events = self.events.clone();
         let id = barrier.id;
         let (abort, registration) = AbortHandle::new_pair();
         self.aborts.push((id, abort));
         let work = Abortable::new(
             async move {
-                let event = part.finish(frozen).await;
+                let event = part.finish(frozen, &draft).await;
+                let acknowledged = matches!(event, SubtaskEvent::SnapshotAcked(_));
                 // The receiver only goes away with the TaskManager's session for this attempt: nobody is left to tell.
-                let _gone = events.send(event).await;
+                if events.send(event).await.is_ok() && acknowledged {
+                    draft.keep();
+                }
             },
             registration,
         );
@@ -111,15 +117,14 @@ fn declined(subtask: &SubtaskId, barrier: &Barrier, error: Error) -> SubtaskEven
 /// One subtask's part of one snapshot.
 struct Part {
     subtask: SubtaskId,
-    files: Handle,
     barrier: Barrier,
     timings: SnapshotTimings,
 }
 
 impl Part {
-    async fn finish(mut self, frozen: Vec<FrozenOperator>) -> SubtaskEvent {
+    async fn finish(mut self, frozen: Vec<FrozenOperator>, draft: &Draft) -> SubtaskEvent {
         let started = Instant::now();
-        let operators = frozen.into_iter().enumerate().map(|(place, operator)| self.write(place, operator));
+        let operators = frozen.into_iter().enumerate().map(|(place, operator)| self.write(place, operator, draft));
         let operators = match try_join_all(operators).await {
             Ok(operators) => operators,
             Err(error) => return declined(&self.subtask, &self.barrier, error),
@@ -141,9 +146,9 @@ impl Part {
         })
     }
 
-    async fn write(&self, place: usize, operator: FrozenOperator) -> Result<OperatorSnapshot> {
+    async fn write(&self, place: usize, operator: FrozenOperator, draft: &Draft) -> Result<OperatorSnapshot> {
         let FrozenOperator { uid, watermark, state, prepared, splits } = operator;
-        let files = self.write_files(place, state.tables);
+        let files = self.write_files(place, state.tables, draft);
         let prepared = async {
             match prepared {
                 Some(prepared) => prepared.await,
@@ -155,19 +160,82 @@ impl Part {
     }
 
     /// Writes tables on the files thread. Names hold the attempt, so that no attempt ever writes another's file.
-    async fn write_files(&self, place: usize, tables: Vec<FrozenTable>) -> Result<Vec<StateFile>> {
+    /// Writes tables on the files thread. Names hold the attempt, so that no attempt ever writes another's file.
+    async fn write_files(&self, place: usize, tables: Vec<FrozenTable>, draft: &Draft) -> Result<Vec<StateFile>> {
         if tables.is_empty() {
             return Ok(Vec::new());
         }
         let SubtaskId { chain, index, attempt, .. } = &self.subtask;
-        let prefix = format!("state-{chain}-{index}-a{attempt}-o{place}");
-        let directory = self.barrier.directory.clone();
-        let written =
-            self.files.spawn_blocking(move || write_tables(tables, open_store(&directory)?.as_ref(), &prefix));
-        written
+        draft.write(tables, format!("state-{chain}-{index}-a{attempt}-o{place}")).await
+    }
+}
+
+/// The files of a snapshot's part until it is acknowledged. Dropped before, it stops those who write them and has what
+/// they wrote deleted.
+struct Draft {
+    files: Handle,
+    directory: String,
+    written: Arc<Mutex<Written>>,
+}
+
+/// What has become of a draft's files. Whoever finds them here when the draft is given up, deletes them.
+#[derive(Default)]
+struct Written {
+    given_up: bool,
+    files: Vec<StateFile>,
+}
+
+impl Draft {
+    fn new(files: Handle, directory: String) -> Self {
+        Self { files, directory, written: Arc::default() }
+    }
+
+    async fn write(&self, tables: Vec<FrozenTable>, prefix: String) -> Result<Vec<StateFile>> {
+        let (directory, written) = (self.directory.clone(), Arc::clone(&self.written));
+        let writing = self.files.spawn_blocking(move || {
+            let store = open_store(&directory)?;
+            let files = write_tables_while(tables, store.as_ref(), &prefix, &|| !lock(&written).given_up)?;
+            let mut written = lock(&written);
+            if written.given_up {
+                drop(written);
+                delete_files(store.as_ref(), &files)?;
+                return Err(Error::new(Code::Cancelled, "the snapshot was given up"));
+            }
+            written.files.extend_from_slice(&files);
+            Ok(files)
+        });
+        writing
             .await
             .map_err(|error| Error::internal("writing snapshot files was cut short").with_detail(error.to_string()))?
     }
+
+    /// The snapshot's from now on.
+    fn keep(self) {
+        lock(&self.written).files.clear();
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let files = {
+            let mut written = lock(&self.written);
+            written.given_up = true;
+            std::mem::take(&mut written.files)
+        };
+        if files.is_empty() {
+            return;
+        }
+        let directory = std::mem::take(&mut self.directory);
+        self.files.spawn_blocking(move || {
+            if let Err(error) = open_store(&directory).and_then(|store| delete_files(store.as_ref(), &files)) {
+                warn!(directory, %error, "files of a snapshot that was given up are left");
+            }
+        });
+    }
+}
+
+fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
+    written.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The positions of a source, added to what its chain froze.
@@ -187,3 +255,7 @@ fn start_delay_us(aligned: &AlignedBarrier) -> u64 {
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

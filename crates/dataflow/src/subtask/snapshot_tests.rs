@@ -1,0 +1,122 @@
+//! Tests of snapshots that are given up while their files are written: nothing of them stays.
+
+use std::path::Path;
+use std::sync::mpsc as blocking;
+
+use futures::FutureExt;
+use weir_state::frozen::{HashedRow, RowRef};
+
+use super::*;
+use crate::element::Watermark;
+use crate::fixtures::barrier;
+use crate::operator::Frozen;
+use weir_types::ids::{Attempt, ChainId, JobId, SubtaskIndex};
+
+fn subtask() -> SubtaskId {
+    SubtaskId { job: JobId::new("job").unwrap(), chain: ChainId(1), index: SubtaskIndex(0), attempt: Attempt(1) }
+}
+
+fn row() -> Vec<HashedRow> {
+    vec![HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }]
+}
+
+fn aligned(directory: &Path) -> AlignedBarrier {
+    AlignedBarrier::at_source(Barrier { directory: directory.to_str().unwrap().to_owned(), ..barrier(1) })
+}
+
+fn frozen(tables: Vec<FrozenTable>) -> FrozenOperator {
+    FrozenOperator {
+        uid: "window".to_owned(),
+        watermark: Watermark::MIN,
+        state: Frozen { tables },
+        prepared: None,
+        splits: Vec::new(),
+    }
+}
+
+/// Two tables; the second says that its writer has come to it, and waits for leave to go on.
+fn halting() -> (Vec<FrozenTable>, blocking::Receiver<()>, blocking::Sender<()>) {
+    let ((reached, at_second), (go, leave)) = (blocking::channel(), blocking::channel());
+    let second = FrozenTable::of_rows("second", move || {
+        reached.send(()).unwrap();
+        leave.recv().unwrap();
+        row()
+    });
+    (vec![FrozenTable::of_rows("first", row), second], at_second, go)
+}
+
+/// Begins a snapshot, gives it up between its files, sweeps its directory, and lets the writer go on to its end.
+fn give_up(how: impl FnOnce(Snapshots)) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (events, mut reports) = mpsc::channel(1);
+    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), events);
+    let (tables, at_second, go) = halting();
+    snapshots.start(&aligned(&path), vec![frozen(tables)], Duration::ZERO);
+    assert!(snapshots.ended().now_or_never().is_none(), "it is being written");
+    at_second.recv().unwrap();
+    assert!(path.join("state-1-0-a1-o0-first.state.arrow").exists());
+    std::fs::remove_dir_all(&path).unwrap();
+    how(snapshots);
+    go.send(()).unwrap();
+    // Waits for what the files thread has begun.
+    drop(files);
+    assert!(!path.exists(), "the directory does not come back");
+    assert!(reports.try_recv().is_err(), "nobody is told");
+}
+
+#[test]
+fn an_aborted_snapshot_does_not_bring_its_directory_back() {
+    give_up(|mut snapshots| {
+        snapshots.abort(BarrierId(1));
+        snapshots.ended().now_or_never().unwrap();
+        assert!(snapshots.is_empty());
+    });
+}
+
+#[test]
+fn a_snapshot_of_a_cancelled_subtask_does_not_bring_its_directory_back() {
+    give_up(drop);
+}
+
+#[tokio::test]
+async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_acknowledging() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let (deleted, files) = (Draft::new(Handle::current(), path.to_str().unwrap().to_owned()), Handle::current());
+    let written = deleted.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
+    assert!(path.join(&written[0].path).exists());
+    drop(deleted);
+    // Blocking work of the test's own runtime: asked until it is done.
+    while path.exists() {
+        tokio::task::yield_now().await;
+    }
+
+    let kept = Draft::new(files, path.to_str().unwrap().to_owned());
+    let written = kept.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
+    kept.keep();
+    assert!(path.join(&written[0].path).exists());
+}
+
+#[tokio::test]
+async fn an_acknowledged_snapshot_keeps_its_files_and_a_declined_one_has_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let (events, mut reports) = mpsc::channel(1);
+    let mut snapshots = Snapshots::new(subtask(), Handle::current(), events);
+    let one = || frozen(vec![FrozenTable::of_rows("first", row)]);
+    snapshots.start(&aligned(&path), vec![one()], Duration::ZERO);
+    snapshots.ended().await;
+    let Some(SubtaskEvent::SnapshotAcked(ack)) = reports.recv().await else { panic!("it was not acknowledged") };
+    let name = &ack.operators[0].files[0].path;
+    assert!(path.join(name).exists());
+
+    // The names are taken: the second refuses, and what the first wrote stays.
+    snapshots.start(&aligned(&path), vec![one()], Duration::ZERO);
+    snapshots.ended().await;
+    let Some(SubtaskEvent::SnapshotDeclined(declined)) = reports.recv().await else { panic!("it was not declined") };
+    assert_eq!(declined.error.code, Code::AlreadyExists);
+    drop(snapshots);
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+}
