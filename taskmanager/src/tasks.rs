@@ -16,7 +16,7 @@ use weir_types::control::{
     ToTaskManager, TriggerBarrier,
 };
 use weir_types::deployment::{Deployment, SubtaskState};
-use weir_types::ids::{Attempt, JobId, SubtaskId, Term};
+use weir_types::ids::{Attempt, ChainId, JobId, SubtaskId, SubtaskIndex, Term};
 use weir_types::snapshot::Barrier;
 use weir_types::{Code, Error, Result};
 
@@ -216,6 +216,13 @@ impl Tasks {
 
     fn trigger(&mut self, job: &JobId, attempt: Attempt, barrier: &Barrier) -> Vec<FromTaskManager> {
         tracing::debug!(%job, %attempt, snapshot = %barrier.snapshot, barrier = %barrier.id, "barrier triggered");
+        if let Err(error) = self.runs_here(job, attempt) {
+            tracing::warn!(%job, %attempt, snapshot = %barrier.snapshot, %error, "snapshot declined");
+            // In the name of the attempt: which subtasks it should have here is not known.
+            let subtask = SubtaskId { job: job.clone(), chain: ChainId(0), index: SubtaskIndex(0), attempt };
+            let (barrier, snapshot) = (barrier.id, barrier.snapshot.clone());
+            return vec![FromTaskManager::SnapshotDeclined(SnapshotDeclined { subtask, barrier, snapshot, error })];
+        }
         let deaf = self.tell(job, attempt, &Control::Trigger(barrier.clone()), |task| task.is_source);
         let declined = deaf.into_iter().map(|(subtask, error)| {
             tracing::warn!(%subtask, snapshot = %barrier.snapshot, %error, "snapshot declined");
@@ -223,6 +230,16 @@ impl Tasks {
             FromTaskManager::SnapshotDeclined(SnapshotDeclined { subtask, barrier, snapshot, error })
         });
         declined.collect()
+    }
+
+    /// Refuses what is meant for an attempt that does not run here.
+    fn runs_here(&self, job: &JobId, attempt: Attempt) -> Result<()> {
+        if self.attempts.get(job).is_some_and(|running| running.attempt == attempt) {
+            return Ok(());
+        }
+        self.fences.check(job, attempt)?;
+        Err(Error::new(Code::FailedPrecondition, format!("attempt {attempt} of job {job} does not run here"))
+            .with_detail("it has not started yet, or it has ended"))
     }
 
     fn outcome(&mut self, outcome: SnapshotOutcome) {

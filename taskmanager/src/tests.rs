@@ -357,6 +357,28 @@ async fn a_cancelled_deployment_that_still_waits_for_an_older_attempt_says_that_
 }
 
 #[tokio::test]
+async fn a_snapshot_of_an_attempt_that_does_not_run_here_is_declined_at_once() {
+    let (mut jobmanager, connectors) = (FakeJobManager::start().await, TestConnectors::default());
+    connectors.split("t", "s0", rows(0..10), 1, false);
+    let node = Node::start("tm-1", &jobmanager, &connectors).await;
+    let mut session = jobmanager.registered().await;
+    session.command(trigger(2, 1)).await;
+    let declined = session.declined().await;
+    assert_eq!((declined.subtask.attempt, declined.barrier), (Attempt(2), BarrierId(1)));
+    assert_eq!(declined.snapshot, SnapshotId::new("chk-1").unwrap());
+    assert_eq!(declined.error.code, Code::FailedPrecondition);
+
+    session.command(deploy(&graph(Exchange::Chained, 1), 2, &[&session])).await;
+    session.states(2).await;
+    session.command(trigger(1, 2)).await;
+    let declined = session.declined().await;
+    assert_eq!((declined.subtask.attempt, declined.error.code), (Attempt(1), Code::Fenced));
+    session.command(trigger(2, 3)).await;
+    assert_eq!(session.acknowledged().await.barrier, BarrierId(3), "the attempt that runs takes part");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn failures_are_reported_with_their_error_and_outcomes_reach_subtasks() {
     let (mut jobmanager, connectors) = (FakeJobManager::start().await, TestConnectors::default());
     connectors.split("t", "s0", rows(0..10), 1, false);

@@ -11,7 +11,9 @@ use tonic::{Request, Response, Status, Streaming};
 use weir_proto::pb::control::v1 as pb;
 use weir_proto::pb::control::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use weir_types::Result;
-use weir_types::control::{FromTaskManager, Registered, Registration, SubtaskProgress, SubtaskStatus, ToTaskManager};
+use weir_types::control::{
+    FromTaskManager, Registered, Registration, SnapshotDeclined, SubtaskProgress, SubtaskStatus, ToTaskManager,
+};
 use weir_types::deployment::SubtaskState;
 use weir_types::ids::{ClusterId, SubtaskId, Term};
 use weir_types::snapshot::SubtaskSnapshot;
@@ -119,6 +121,13 @@ impl Session {
     pub(super) async fn acknowledged(&mut self) -> SubtaskSnapshot {
         match self.said().await {
             FromTaskManager::SnapshotAcked(snapshot) => snapshot,
+            message => panic!("{message:?}"),
+        }
+    }
+
+    pub(super) async fn declined(&mut self) -> SnapshotDeclined {
+        match self.said().await {
+            FromTaskManager::SnapshotDeclined(declined) => declined,
             message => panic!("{message:?}"),
         }
     }
