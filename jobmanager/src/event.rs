@@ -38,6 +38,8 @@ pub(crate) enum Event {
     Prepared { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Prepared> },
     /// A step of a snapshot is done.
     Step { job: JobId, event: checkpoint::Event },
+    /// The reader groups and pins have followed a completed snapshot, as far as they could.
+    Kept(SnapshotId),
     /// A snapshot's files are gone, or could not be removed.
     Removed { snapshot: SnapshotId, result: Result<()> },
 }

@@ -202,7 +202,9 @@ fn garbage(found: &Found, known: &Known) -> Vec<Garbage> {
     }
     for (stream, holder) in &found.pins {
         let snapshot = SnapshotId::new(holder.as_str()).ok().filter(|_| is_ours(holder.as_str()));
-        if snapshot.is_some_and(|snapshot| !is_needed(&snapshot)) {
+        // Until its first snapshot a job itself holds the pin of its start.
+        let of_ended = JobId::new(holder.as_str()).is_ok_and(|job| known.jobs.get(&job) == Some(&true));
+        if of_ended || snapshot.is_some_and(|snapshot| !is_needed(&snapshot)) {
             garbage.push(Garbage::Pin(stream.clone(), holder.clone()));
         }
     }
@@ -337,9 +339,18 @@ mod tests {
         let pin = |holder: &str| (stream.clone(), PinHolder::new(holder).unwrap());
         let directory = |of: &str, id: &str| (job(of), snapshot(id), PathBuf::from(format!("/root/{of}/{id}")));
         let found = Found {
-            pins: ["chk-aaaaaaaa-2", "chk-aaaaaaaa-3", "sp-bbbbbbbb-2", "chk-bbbbbbbb-1", "sp-cccccccc-1", "ann"]
-                .map(pin)
-                .into(),
+            pins: [
+                "aaaaaaaa1",
+                "bbbbbbbb1",
+                "chk-aaaaaaaa-2",
+                "chk-aaaaaaaa-3",
+                "sp-bbbbbbbb-2",
+                "chk-bbbbbbbb-1",
+                "sp-cccccccc-1",
+                "ann",
+            ]
+            .map(pin)
+            .into(),
             directories: vec![
                 directory("aaaaaaaa1", "chk-aaaaaaaa-2"),
                 directory("aaaaaaaa1", "chk-aaaaaaaa-3"),
@@ -351,6 +362,7 @@ mod tests {
         assert_eq!(
             garbage(&found, &known()),
             [
+                Garbage::Pin(stream.clone(), PinHolder::new("bbbbbbbb1").unwrap()),
                 Garbage::Pin(stream.clone(), PinHolder::new("chk-aaaaaaaa-2").unwrap()),
                 Garbage::Pin(stream.clone(), PinHolder::new("chk-bbbbbbbb-1").unwrap()),
                 Garbage::Directory(PathBuf::from("/root/aaaaaaaa1/chk-aaaaaaaa-2")),

@@ -51,13 +51,14 @@ impl Planner {
     }
 }
 
-/// Plans a job and looks at everything that it will need.
+/// Plans a job and looks at everything that it will need. Of jobs that have `ended` it may take over what they held.
 pub(crate) async fn new_job(
     planner: &Planner,
     store: &StoreClient,
     request_id: RequestId,
     request: pb::SubmitRequest,
     restore: Option<RestoreRecord>,
+    ended: &BTreeSet<JobId>,
 ) -> Result<NewJob> {
     let planned = planner.plan(&request).await?;
     for warning in &planned.warnings {
@@ -69,7 +70,7 @@ pub(crate) async fn new_job(
     })?;
     graph.validate()?;
     let id = JobId::new(uuid::Uuid::new_v4().simple().to_string())?;
-    let mut source_records = sources::enumerate(store, &id, &graph).await?;
+    let mut source_records = sources::enumerate(store, &id, &graph, ended).await?;
     if let Some(restore) = &restore {
         let manifest = storage::read(restore.directory.clone()).await?;
         check_operators(&graph, &manifest, restore.allow_non_restored_state)?;

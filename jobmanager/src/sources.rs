@@ -2,7 +2,7 @@
 //!
 //! Invariant: the snapshot is the truth for positions; a group's positions start only jobs that have none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use weir_coordination::metadata::{JobRecord, ReaderGroup, SnapshotEntry, SourceRecord};
@@ -25,8 +25,13 @@ use crate::storage;
 /// The store drops a group checkpoint this long after its snapshot's own deadline, so that the snapshot ends first.
 const DEADLINE_SLACK_MS: u64 = 10_000;
 
-/// Finds the splits of all sources of a new job.
-pub(crate) async fn enumerate(store: &StoreClient, job: &JobId, graph: &JobGraph) -> Result<Vec<SourceRecord>> {
+/// Finds the splits of all sources of a new job. The names of groups that jobs which have `ended` still held are free.
+pub(crate) async fn enumerate(
+    store: &StoreClient,
+    job: &JobId,
+    graph: &JobGraph,
+    ended: &BTreeSet<JobId>,
+) -> Result<Vec<SourceRecord>> {
     let mut records = Vec::new();
     for operator in &graph.operators {
         let OperatorSpec::Source(source) = &operator.spec else { continue };
@@ -39,7 +44,7 @@ pub(crate) async fn enumerate(store: &StoreClient, job: &JobId, graph: &JobGraph
             ConnectorKind::Nexmark => (splits::nexmark(&source.connector, chain.parallelism)?, None),
             ConnectorKind::Filesystem => (files(source).await?, None),
             ConnectorKind::StreamStore => {
-                let (splits, group) = partitions(store, job, operator, source).await?;
+                let (splits, group) = partitions(store, job, operator, source, ended).await?;
                 (splits, Some(group))
             }
             kind @ (ConnectorKind::Print | ConnectorKind::Blackhole) => {
@@ -106,6 +111,7 @@ async fn partitions(
     job: &JobId,
     operator: &Operator,
     source: &SourceSpec,
+    ended: &BTreeSet<JobId>,
 ) -> Result<(Vec<SplitPosition>, ReaderGroup)> {
     let option = |key: &str| source.connector.options.get(key).map(String::as_str);
     let stream: StreamName = option("stream").unwrap_or_default().parse()?;
@@ -118,7 +124,13 @@ async fn partitions(
     let existing = match &wanted {
         None => None,
         Some(name) => match store.describe_group(name).await {
-            Ok(group) => Some(group),
+            Ok(group) => match group.mode.job().filter(|job| mode != "group" && ended.contains(*job)) {
+                None => Some(group),
+                Some(job) => {
+                    found(store.delete_group(name, Some(job), true).await)?;
+                    None
+                }
+            },
             Err(error) if error.code == Code::NotFound => None,
             Err(error) => return Err(error),
         },
@@ -188,22 +200,63 @@ fn groups(records: &[SourceRecord]) -> impl Iterator<Item = (&SourceRecord, &Rea
     records.iter().filter_map(|source| Some((source, source.group.as_ref()?)))
 }
 
+/// What is not there any more is no error.
+fn found<T>(result: Result<T>) -> Result<()> {
+    match result {
+        Err(error) if error.code != Code::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The positions of stream partitions as a cut.
 fn cut<'a>(splits: impl Iterator<Item = &'a SplitPosition>) -> Result<StreamCut> {
     let position = |split: &SplitPosition| Ok((splits::parse_partition(&split.split)?, Offset(split.offset)));
     splits.map(position).collect::<Result<BTreeMap<_, _>>>().map(StreamCut)
 }
 
-/// Makes the job's groups, if they are not there, and divides their partitions for an attempt.
+/// The positions of what has to be read yet. Retention may have passed those of what was read to its end.
+fn cut_to_read<'a>(splits: impl Iterator<Item = &'a SplitPosition>) -> Result<StreamCut> {
+    cut(splits.filter(|split| !split.finished))
+}
+
+/// The lowest positions in each stream: sources that read the same stream share its pin.
+fn lowest<'a>(
+    sources: &'a [SourceRecord],
+    positions: impl Fn(&SourceRecord) -> Result<StreamCut>,
+) -> Result<BTreeMap<&'a StreamName, StreamCut>> {
+    let mut streams: BTreeMap<&StreamName, StreamCut> = BTreeMap::new();
+    for (source, group) in groups(sources) {
+        let held = streams.entry(&group.stream).or_default();
+        for (partition, offset) in positions(source)?.0 {
+            let lowest = held.0.entry(partition).or_insert(offset);
+            *lowest = offset.min(*lowest);
+        }
+    }
+    Ok(streams)
+}
+
+/// Makes the job's groups, if they are not there, and divides their partitions for an attempt. One that does not start
+/// from a snapshot of the job itself pins where it starts: a restart before the first snapshot begins there again.
 pub(crate) async fn assign_groups(
     store: &StoreClient,
     job: &JobRecord,
     attempt: Attempt,
     assignments: &[SplitAssignment],
+    pin_start: bool,
 ) -> Result<()> {
+    if pin_start {
+        let holder = PinHolder::new(job.id.as_str())?;
+        for (stream, positions) in lowest(&job.sources, |source| {
+            cut_to_read(assignments.iter().filter(|of| of.uid == source.uid).map(|assignment| &assignment.position))
+        })? {
+            if !positions.0.is_empty() {
+                store.pin(stream, &holder, &positions).await?;
+            }
+        }
+    }
     for (source, group) in groups(&job.sources) {
         let mine: Vec<_> = assignments.iter().filter(|assignment| assignment.uid == source.uid).collect();
-        let positions = cut(mine.iter().map(|assignment| &assignment.position))?;
+        let positions = cut_to_read(mine.iter().map(|assignment| &assignment.position))?;
         let spec = GroupSpec {
             name: group.name.clone(),
             stream: group.stream.clone(),
@@ -232,16 +285,21 @@ pub(crate) async fn start_groups(
 ) -> Result<()> {
     let owner = CheckpointOwner::Job(job.id.clone());
     let holder = PinHolder::new(snapshot.as_str())?;
+    let mut pins: BTreeMap<&StreamName, StreamCut> = BTreeMap::new();
     for (_, group) in groups(&job.sources) {
         let deadline = deadline.plus(DEADLINE_SLACK_MS);
         store.start_checkpoint(&group.name, snapshot, &owner, deadline, superseded).await?;
-        let mut positions = store.describe_group(&group.name).await?.positions;
-        // Until its first snapshot nothing holds the stream at the job's start: it may have been truncated meanwhile.
+        let positions = store.describe_group(&group.name).await?.positions;
+        let held: &mut StreamCut = pins.entry(&group.stream).or_default();
+        // What was read to its end may have been truncated since.
         for partition in store.describe_stream(&group.stream).await?.partitions {
-            let position = positions.0.entry(partition.partition).or_insert(partition.head);
-            *position = partition.head.max(*position);
+            let at = positions.get(partition.partition).unwrap_or(partition.head).max(partition.head);
+            let lowest = held.0.entry(partition.partition).or_insert(at);
+            *lowest = at.min(*lowest);
         }
-        store.pin(&group.stream, &holder, &positions).await?;
+    }
+    for (stream, positions) in pins {
+        store.pin(stream, &holder, &positions).await?;
     }
     Ok(())
 }
@@ -262,15 +320,27 @@ pub(crate) async fn acknowledge_groups(
     Ok(())
 }
 
-/// After completion: the groups go on from the snapshot's positions, and the pins rise to them. Failing here loses
-/// nothing: positions are only for show and for later jobs, and a pin that is too low holds more than it must.
+/// After completion: the groups go on from the snapshot's positions, and the pins rise to them; that of the job's start
+/// is not needed any more. Failing here loses nothing: positions are only for show and for later jobs, and a pin that is
+/// too low holds more than it must.
 pub(crate) async fn keep_positions(store: &StoreClient, job: &JobRecord, entry: &SnapshotEntry) {
     let keep = async {
         let by = GroupActor::Job { job: job.id.clone(), attempt: entry.attempt };
         let holder = PinHolder::new(entry.id.as_str())?;
+        let splits = |source: &SourceRecord| {
+            let uid = source.uid.clone();
+            entry.sources.iter().filter(move |of| of.uid == uid).flat_map(|of| &of.splits)
+        };
+        for (stream, to_read) in lowest(&job.sources, |source| cut_to_read(splits(source)))? {
+            if to_read.0.is_empty() {
+                found(store.unpin(stream, &holder).await)?;
+            } else {
+                store.pin(stream, &holder, &to_read).await?;
+            }
+            found(store.unpin(stream, &PinHolder::new(job.id.as_str())?).await)?;
+        }
         for (source, group) in groups(&job.sources) {
-            let positions = cut(entry.sources.iter().filter(|of| of.uid == source.uid).flat_map(|of| &of.splits))?;
-            store.pin(&group.stream, &holder, &positions).await?;
+            let positions = cut(splits(source))?;
             match store.commit_positions(&group.name, &by, &positions).await {
                 // A later attempt has taken over, or the job has ended.
                 Err(error) if matches!(error.code, Code::Fenced | Code::NotFound) => {}
@@ -319,15 +389,12 @@ pub(crate) async fn drop_pins(store: &StoreClient, job: &JobRecord, snapshot: &S
     let holder = PinHolder::new(snapshot.as_str())?;
     for (_, group) in groups(&job.sources) {
         release_checkpoint(store, job, group, snapshot).await;
-        match store.unpin(&group.stream, &holder).await {
-            Err(error) if error.code != Code::NotFound => return Err(error),
-            _ => {}
-        }
+        found(store.unpin(&group.stream, &holder).await)?;
     }
     Ok(())
 }
 
-/// Deletes the groups of a job that has ended.
+/// Deletes the groups of a job that has ended, and drops the pins of its start.
 pub(crate) async fn delete_groups(store: &StoreClient, job: &JobRecord) {
     for (_, group) in groups(&job.sources) {
         match store.delete_group(&group.name, Some(&job.id), true).await {
@@ -336,6 +403,11 @@ pub(crate) async fn delete_groups(store: &StoreClient, job: &JobRecord) {
                     "could not delete a reader group");
             }
             _ => {}
+        }
+        let unpinned = async { found(store.unpin(&group.stream, &PinHolder::new(job.id.as_str())?).await) };
+        if let Err(error) = unpinned.await {
+            tracing::warn!(job = %job.id, stream = %group.stream, code = %error.code, %error,
+                "could not drop the pin of a job's start");
         }
     }
 }

@@ -53,8 +53,8 @@ fn recovered(words: &[&str]) -> Option<Recovered> {
         JobState::Cancelling,
     ]
     .into_iter()
-        .find(|known| known.as_str() == state)
-        .unwrap();
+    .find(|known| known.as_str() == state)
+    .unwrap();
     let on = value(words, "on").unwrap_or_default();
     Some(Recovered {
         state,

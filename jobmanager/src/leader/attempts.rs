@@ -86,9 +86,9 @@ impl Leader {
                 Some(entry) => Some((entry.directory.clone(), Some(entry.id.clone()))),
                 None => record.restore.as_ref().map(|restore| (restore.directory.clone(), restore.snapshot.clone())),
             };
-            Some((record, from))
+            Some((record, from, state.recovery_point(job).is_none()))
         });
-        let Some((record, from)) = found else { return };
+        let Some((record, from, pin_start)) = found else { return };
         match &from {
             Some((directory, Some(snapshot))) => {
                 tracing::info!(%job, %attempt, %snapshot, directory, "attempt starts from a snapshot");
@@ -98,7 +98,7 @@ impl Leader {
         }
         let (job, store) = (job.clone(), self.store.clone());
         self.work(async move {
-            let prepared = prepare(&store, &record, attempt, from.map(|(directory, _)| directory)).await;
+            let prepared = prepare(&store, &record, attempt, from.map(|(directory, _)| directory), pin_start).await;
             Event::Prepared { job, attempt, placements, prepared }
         });
     }
@@ -123,7 +123,12 @@ impl Leader {
         placements: Vec<Placement>,
         prepared: Result<Prepared>,
     ) {
-        if self.scheduler.attempt(&job) != Some(attempt) {
+        // It may have been cancelled, or broken, while it was being prepared; one that has ended meanwhile has its groups
+        // again.
+        if let Some(ended) = self.state(|state| state.jobs.get(&job).filter(|job| job.state.is_terminal()).cloned()) {
+            return self.delete_groups(ended);
+        }
+        if self.scheduler.attempt(&job) != Some(attempt) || self.scheduler.task_managers_of(&job).is_empty() {
             return;
         }
         match prepared {
@@ -186,13 +191,14 @@ async fn prepare(
     record: &JobRecord,
     attempt: Attempt,
     directory: Option<String>,
+    pin_start: bool,
 ) -> Result<Prepared> {
     let manifest = match &directory {
         Some(directory) => Some(storage::read(directory.clone()).await?),
         None => None,
     };
     let splits = divide_splits(record, manifest.as_ref())?;
-    sources::assign_groups(store, record, attempt, &splits).await?;
+    sources::assign_groups(store, record, attempt, &splits, pin_start).await?;
     let uids: Vec<_> = record.graph.operators.iter().filter_map(|operator| operator.uid.clone()).collect();
     let restore = directory.zip(manifest).map(|(directory, manifest)| Restore {
         directory,

@@ -1,8 +1,10 @@
 //! Clients' requests: submitting, cancelling, stopping, snapshots on demand, deletion.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::watch;
 use weir_coordination::checkpoint::{self, Config, Coordinator, Trigger};
-use weir_coordination::metadata::{Command, NewJob, Reply};
+use weir_coordination::metadata::{Command, JobRecord, NewJob, Reply};
 use weir_coordination::scheduler::{self, JobPlan, Recovered};
 use weir_proto::pb::client::v1 as pb;
 use weir_types::ids::{JobId, RequestId};
@@ -71,8 +73,11 @@ impl Leader {
         };
         self.planning.insert(id.clone(), Vec::new());
         let (planner, store) = (self.planner.clone(), self.store.clone());
+        let ended: BTreeSet<JobId> = self.state(|state| {
+            state.jobs.values().filter(|job| job.state.is_terminal()).map(|job| job.id.clone()).collect()
+        });
         self.work(async move {
-            let planned = planning::new_job(&planner, &store, id.clone(), request, restore).await;
+            let planned = planning::new_job(&planner, &store, id.clone(), request, restore, &ended).await;
             Event::Planned { request: id, answer: to, planned: planned.map(Box::new) }
         });
     }
@@ -145,13 +150,21 @@ impl Leader {
         let record = self.state(|state| state.jobs.get(job).filter(|job| job.state.is_terminal()).cloned());
         if let Some(record) = record {
             tracing::info!(%job, state = %record.state, "job ended");
-            let (store, garbage) = (self.store.clone(), self.garbage.clone());
-            tokio::spawn(async move {
-                sources::delete_groups(&store, &record).await;
-                garbage.notify_one();
-            });
+            self.delete_groups(record);
+            for (snapshot, waiter) in self.stops.remove(job).unwrap_or_default() {
+                answer(waiter, self.snapshot_view(&snapshot));
+            }
             self.drop_if_ended(job);
         }
+    }
+
+    /// Deletes what a job that has ended keeps in the store.
+    pub(super) fn delete_groups(&self, record: JobRecord) {
+        let (store, garbage) = (self.store.clone(), self.garbage.clone());
+        tokio::spawn(async move {
+            sources::delete_groups(&store, &record).await;
+            garbage.notify_one();
+        });
     }
 
     /// Forgets the live state of an ended job once no snapshot is in flight.
@@ -221,6 +234,8 @@ impl Leader {
                 let under_way = view.as_ref().is_ok_and(|view| view.state == SnapshotState::InProgress.to_string());
                 if under_way {
                     self.waiters.entry(id).or_default().push(to);
+                } else if let Some(job) = self.is_stopping(&snapshot) {
+                    self.stops.entry(job).or_default().push((snapshot, to));
                 } else {
                     answer(to, view.and_then(finished));
                 }

@@ -12,7 +12,7 @@ mod sessions;
 mod snapshots;
 mod views;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -94,6 +94,10 @@ pub(crate) struct Leader {
     /// Submissions that are being planned, and who waits for each snapshot that was asked for.
     planning: BTreeMap<RequestId, Vec<Answer<pb::SubmitReply>>>,
     waiters: BTreeMap<RequestId, Vec<Answer<pb::Snapshot>>>,
+    /// Who waits for the end of a job whose stop's savepoint is complete.
+    stops: BTreeMap<JobId, Vec<(SnapshotId, Answer<pb::Snapshot>)>>,
+    /// Completed snapshots whose pins are being moved; until that is done they are not removed.
+    keeping: BTreeSet<SnapshotId>,
     /// Snapshots whose removal failed, and when it is tried again.
     removals: BTreeMap<SnapshotId, Millis>,
     /// Notified when something was ended that may have left garbage.
@@ -161,6 +165,7 @@ impl Leader {
                 self.on_prepared(job, attempt, placements, prepared);
             }
             Event::Step { job, event } => self.coordinate(&job, event),
+            Event::Kept(snapshot) => self.on_kept(snapshot),
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
         }
     }

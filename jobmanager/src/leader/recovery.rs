@@ -3,7 +3,7 @@
 //! Invariant: a snapshot in flight is never forgotten. If its manifest is there, it is completed; otherwise an abort
 //! marker makes sure that none can appear, and it is aborted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tokio::sync::mpsc;
 use weir_coordination::liveness::Liveness;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::event::Event;
 use crate::metadata::{Machine, now};
 use crate::planning::Planner;
-use crate::{sources, storage};
+use crate::storage;
 
 impl Leader {
     /// Becomes the leader of `term`.
@@ -65,6 +65,8 @@ impl Leader {
             ended: VecDeque::new(),
             planning: BTreeMap::new(),
             waiters: BTreeMap::new(),
+            stops: BTreeMap::new(),
+            keeping: BTreeSet::new(),
             removals: BTreeMap::new(),
             garbage: Default::default(),
             node,
@@ -85,16 +87,11 @@ impl Leader {
         for entry in self.entries(SnapshotState::InProgress) {
             let snapshot = entry.id.clone();
             let found = storage::mark_aborted(&entry, "its JobManager ended".to_owned()).await;
-            let record = self.state(|state| state.jobs.get(&entry.job).cloned());
             if let Ok(Some(contents)) = found {
                 tracing::info!(%snapshot, "completing a snapshot whose manifest is there");
                 let completion = Completion { snapshot: snapshot.clone(), nonce: entry.nonce.clone(), contents };
                 propose(&self.node, &Command::Complete(Box::new(completion))).await??;
-                let entry = self.state(|state| state.snapshots.get(&snapshot).cloned());
-                if let Some((record, entry)) = record.zip(entry) {
-                    let store = self.store.clone();
-                    tokio::spawn(async move { sources::keep_positions(&store, &record, &entry).await });
-                }
+                self.keep_positions(&entry.job, &snapshot);
                 continue;
             }
             if let Err(error) = found {

@@ -14,6 +14,9 @@ use super::{Leader, answer};
 use crate::event::{Answer, SessionId};
 use crate::metadata::now;
 
+/// Slots that a TaskManager may have, as many as one can be configured with: each is kept track of.
+const SLOTS_MAX: u32 = 1024;
+
 /// A registered TaskManager.
 pub(super) struct Session {
     pub(super) id: SessionId,
@@ -37,6 +40,12 @@ impl Leader {
             return answer(accepted, Err(error));
         }
         let task_manager = registration.task_manager.clone();
+        if !(1..=SLOTS_MAX).contains(&registration.slots) {
+            let message = format!("TaskManager {task_manager} registers with {} slots", registration.slots);
+            let error =
+                Error::invalid(message).with_hint(format!("A TaskManager has between 1 and {SLOTS_MAX} slots."));
+            return answer(accepted, Err(error));
+        }
         self.close_session(&task_manager, None, "it has registered again");
         self.sessions_opened += 1;
         let id = SessionId(self.sessions_opened);

@@ -194,9 +194,23 @@ impl Leader {
 
     fn notify_complete(&mut self, job: &JobId, snapshot: SnapshotId, barrier: BarrierId) {
         self.notify(job, snapshot.clone(), barrier, None);
-        let (Some(record), Some(entry)) = (self.record(job), self.entry(&snapshot)) else { return };
+        self.keep_positions(job, &snapshot);
+    }
+
+    /// Lets the reader groups and the pins follow a completed snapshot.
+    pub(super) fn keep_positions(&mut self, job: &JobId, snapshot: &SnapshotId) {
+        let (Some(record), Some(entry)) = (self.record(job), self.entry(snapshot)) else { return };
+        self.keeping.insert(snapshot.clone());
         let store = self.store.clone();
-        tokio::spawn(async move { sources::keep_positions(&store, &record, &entry).await });
+        self.work(async move {
+            sources::keep_positions(&store, &record, &entry).await;
+            Event::Kept(entry.id)
+        });
+    }
+
+    pub(super) fn on_kept(&mut self, snapshot: SnapshotId) {
+        self.keeping.remove(&snapshot);
+        self.remove_snapshot(snapshot);
     }
 
     fn notify(&mut self, job: &JobId, snapshot: SnapshotId, barrier: BarrierId, failure: Option<Error>) {
@@ -211,15 +225,35 @@ impl Leader {
     }
 
     fn answer_request(&mut self, request: &RequestId, result: Result<SnapshotId>) {
+        let waiters = self.waiters.remove(request).unwrap_or_default();
+        if let Ok(snapshot) = &result
+            && let Some(job) = self.is_stopping(snapshot)
+        {
+            let waiters = waiters.into_iter().map(|waiter| (snapshot.clone(), waiter));
+            return self.stops.entry(job).or_default().extend(waiters);
+        }
         let result = result.and_then(|snapshot| self.snapshot_view(&snapshot));
-        for waiter in self.waiters.remove(request).unwrap_or_default() {
+        for waiter in waiters {
             answer(waiter, result.clone());
         }
+    }
+
+    /// The job that a completed savepoint stops and that has not ended yet. Only with its end are its slots and the
+    /// names of its reader groups free: a stop is answered then.
+    pub(super) fn is_stopping(&self, snapshot: &SnapshotId) -> Option<JobId> {
+        self.state(|state| {
+            let job = state.jobs.get(&state.snapshots.get(snapshot)?.job)?;
+            (job.stopped_by.as_ref() == Some(snapshot) && !job.state.is_terminal()).then(|| job.id.clone())
+        })
     }
 
     /// Removes a snapshot that is marked: manifest, files, pins, then its entry.
     pub(super) fn remove_snapshot(&mut self, snapshot: SnapshotId) {
         self.removals.remove(&snapshot);
+        if self.keeping.contains(&snapshot) {
+            // Its pin may be made again until then.
+            return;
+        }
         let Some(entry) = self.entry(&snapshot).filter(|entry| entry.state == SnapshotState::Deleting) else { return };
         let (record, store) = (self.record(&entry.job), self.store.clone());
         tracing::info!(%snapshot, directory = entry.directory, "removing");

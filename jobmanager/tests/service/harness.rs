@@ -37,6 +37,7 @@ pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
     pub(crate) heartbeat_timeout_ms: u64,
     pub(crate) savepoints_max: Option<u64>,
+    pub(crate) store_address: Option<String>,
 }
 
 pub(crate) struct JobManager {
@@ -54,7 +55,7 @@ impl Cluster {
         for file in ["a.jsonl", "b.jsonl", "_hidden.jsonl"] {
             std::fs::write(input.join(file), "{\"a\": 1}\n").unwrap();
         }
-        Self { dir, heartbeat_timeout_ms: 60_000, savepoints_max: None }
+        Self { dir, heartbeat_timeout_ms: 60_000, savepoints_max: None, store_address: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -77,6 +78,9 @@ impl Cluster {
         config.heartbeat.interval_ms = 50;
         config.heartbeat.timeout_ms = self.heartbeat_timeout_ms;
         config.snapshots.savepoints_max = self.savepoints_max;
+        if let Some(address) = &self.store_address {
+            config.store_address.clone_from(address);
+        }
         let rpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", rpc.local_addr().unwrap());
@@ -148,6 +152,8 @@ pub(crate) struct TaskManager {
     id: TaskManagerId,
     say: mpsc::Sender<control::TaskManagerMessage>,
     hear: Streaming<control::JobManagerMessage>,
+    /// Whether it says that its splits are read to their ends.
+    pub(crate) at_end: bool,
 }
 
 impl TaskManager {
@@ -166,9 +172,29 @@ impl TaskManager {
         };
         say.send((&FromTaskManager::Register(registration)).into()).await.unwrap();
         let hear = soon(coordinator.session(ReceiverStream::new(said))).await.unwrap().into_inner();
-        let mut task_manager = Self { id, say, hear };
+        let mut task_manager = Self { id, say, hear, at_end: false };
         assert!(matches!(task_manager.next().await, ToTaskManager::Registered(_)));
         task_manager
+    }
+
+    /// Why the JobManager does not take in a TaskManager with so many slots.
+    pub(crate) async fn refused(jobmanager: &JobManager, slots: u32) -> tonic::Status {
+        let mut coordinator = CoordinatorClient::connect(jobmanager.address.clone()).await.unwrap();
+        let (say, said) = mpsc::channel(1);
+        let registration = Registration {
+            cluster: None,
+            task_manager: TaskManagerId::new("greedy").unwrap(),
+            data_address: String::new(),
+            http_address: String::new(),
+            slots,
+            process_id: 1,
+            running: vec![],
+        };
+        say.send((&FromTaskManager::Register(registration)).into()).await.unwrap();
+        match soon(coordinator.session(ReceiverStream::new(said))).await {
+            Err(status) => status,
+            Ok(hear) => soon(hear.into_inner().message()).await.unwrap_err(),
+        }
     }
 
     /// What the JobManager says next, heartbeats aside.
@@ -248,6 +274,7 @@ impl TaskManager {
                 let splits = mine.map(|split| {
                     let mut position = split.position.clone();
                     position.offset += 10;
+                    position.finished = self.at_end;
                     position
                 });
                 let splits = splits.collect();

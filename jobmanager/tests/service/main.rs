@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod harness;
+mod streams;
 
 use harness::{Cluster, TaskManager, offsets, soon};
 use weir_proto::from_status;
@@ -57,10 +58,12 @@ async fn a_job_is_deployed_runs_takes_a_savepoint_and_stops() {
     let barrier = two.trigger().await;
     one.acknowledge(&deployment, &barrier).await;
     two.acknowledge(&deployment, &barrier).await;
-    assert_eq!(soon(asked).await.unwrap().unwrap().trigger, "stop");
     assert!(one.outcome().await && two.outcome().await);
     one.report(&deployment, SubtaskState::Finished).await;
+    jobmanager.until_state(&job, client::JobState::Stopping).await;
+    assert!(!asked.is_finished(), "a stop is answered when its job has ended");
     two.report(&deployment, SubtaskState::Finished).await;
+    assert_eq!(soon(asked).await.unwrap().unwrap().trigger, "stop");
     jobmanager.until_state(&job, client::JobState::Stopped).await;
     jobmanager.stop().await;
 }
@@ -91,6 +94,18 @@ async fn a_lost_task_manager_restarts_its_job_from_the_newest_snapshot() {
     jobmanager.client.cancel_job(job_request(&job)).await.unwrap();
     second.cancel(&again).await;
     jobmanager.until_state(&job, client::JobState::Cancelled).await;
+    jobmanager.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_manager_with_too_many_slots_is_refused() {
+    let cluster = Cluster::new();
+    let mut jobmanager = cluster.start().await;
+    for slots in [0, 1025, u32::MAX] {
+        assert_eq!(from_status(&TaskManager::refused(&jobmanager, slots).await).code, Code::InvalidArgument);
+    }
+    let status = jobmanager.client.cluster_status(client::ClusterStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.task_managers, []);
     jobmanager.stop().await;
 }
 
@@ -161,8 +176,9 @@ async fn a_savepoint_that_was_moved_is_restored_at_another_parallelism() {
     let asked = jobmanager.stop_job(&job);
     let barrier = worker.trigger().await;
     worker.acknowledge(&deployment, &barrier).await;
-    let savepoint = soon(asked).await.unwrap().unwrap();
+    assert!(worker.outcome().await);
     worker.report(&deployment, SubtaskState::Finished).await;
+    let savepoint = soon(asked).await.unwrap().unwrap();
     jobmanager.until_state(&job, client::JobState::Stopped).await;
 
     let moved = cluster.path("moved");
@@ -173,7 +189,6 @@ async fn a_savepoint_that_was_moved_is_restored_at_another_parallelism() {
         ..Default::default()
     };
     soon(jobmanager.client.submit(restore.clone())).await.unwrap();
-    assert!(worker.outcome().await);
     let restored = worker.deployment().await;
     assert_eq!(offsets(&restored), at(10));
     assert!(restored.splits.iter().all(|split| split.index.0 == 0));
