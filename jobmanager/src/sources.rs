@@ -220,10 +220,10 @@ fn cut_to_read<'a>(splits: impl Iterator<Item = &'a SplitPosition>) -> Result<St
 }
 
 /// The lowest positions in each stream: sources that read the same stream share its pin.
-fn lowest<'a>(
-    sources: &'a [SourceRecord],
+fn lowest(
+    sources: &[SourceRecord],
     positions: impl Fn(&SourceRecord) -> Result<StreamCut>,
-) -> Result<BTreeMap<&'a StreamName, StreamCut>> {
+) -> Result<BTreeMap<&StreamName, StreamCut>> {
     let mut streams: BTreeMap<&StreamName, StreamCut> = BTreeMap::new();
     for (source, group) in groups(sources) {
         let held = streams.entry(&group.stream).or_default();
