@@ -337,7 +337,7 @@ mod tests {
     fn pins_and_directories_go_unless_the_catalogue_or_a_stranger_holds_them() {
         let stream: StreamName = "s/t".parse().unwrap();
         let pin = |holder: &str| (stream.clone(), PinHolder::new(holder).unwrap());
-        let directory = |of: &str, id: &str| (job(of), snapshot(id), PathBuf::from(format!("/root/{of}/{id}")));
+        let directory = |of: &str, id: &str| (job(of), snapshot(id), PathBuf::from(format!("/snapshots/{of}/{id}")));
         let found = Found {
             pins: [
                 "aaaaaaaa1",
@@ -365,7 +365,7 @@ mod tests {
                 Garbage::Pin(stream.clone(), PinHolder::new("bbbbbbbb1").unwrap()),
                 Garbage::Pin(stream.clone(), PinHolder::new("chk-aaaaaaaa-2").unwrap()),
                 Garbage::Pin(stream.clone(), PinHolder::new("chk-bbbbbbbb-1").unwrap()),
-                Garbage::Directory(PathBuf::from("/root/aaaaaaaa1/chk-aaaaaaaa-2")),
+                Garbage::Directory(PathBuf::from("/snapshots/aaaaaaaa1/chk-aaaaaaaa-2")),
             ]
         );
     }
