@@ -55,6 +55,8 @@ enum Then {
     Aborted(JobId, SnapshotId),
     /// The snapshot can no longer be referred to: answer, and remove it.
     Marked(SnapshotId, Answer<pb::DeleteSnapshotReply>),
+    /// The entry of a snapshot that was removed is gone.
+    Deleted(SnapshotId),
 }
 
 /// What only the leader knows of a job that has not ended.
@@ -100,6 +102,8 @@ pub(crate) struct Leader {
     keeping: BTreeSet<SnapshotId>,
     /// Snapshots whose removal failed, and when it is tried again.
     removals: BTreeMap<SnapshotId, Millis>,
+    /// Who waits for the first try to remove each snapshot, and what they will be told.
+    deletions: BTreeMap<SnapshotId, Vec<(Answer<pb::DeleteSnapshotReply>, pb::DeleteSnapshotReply)>>,
     /// Notified when something was ended that may have left garbage.
     garbage: Arc<Notify>,
 }
@@ -243,6 +247,7 @@ impl Leader {
             Then::Completed(job, snapshot) => self.on_completed(&job, snapshot, reply),
             Then::Aborted(job, snapshot) => self.coordinate(&job, checkpoint::Event::Aborted(snapshot)),
             Then::Marked(snapshot, answer) => self.on_marked_deleted(snapshot, reply, answer),
+            Then::Deleted(snapshot) => self.answer_deletion(&snapshot),
         }
     }
 

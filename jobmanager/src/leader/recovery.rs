@@ -68,6 +68,7 @@ impl Leader {
             stops: BTreeMap::new(),
             keeping: BTreeSet::new(),
             removals: BTreeMap::new(),
+            deletions: BTreeMap::new(),
             garbage: Default::default(),
             node,
             config,

@@ -275,9 +275,14 @@ impl Leader {
 
     pub(super) fn on_removed(&mut self, snapshot: SnapshotId, result: Result<()>) {
         match result {
-            Ok(()) => self.commit(Command::Deleted { snapshot }, Then::Nothing),
+            Ok(()) => {
+                let deleted = Then::Deleted(snapshot.clone());
+                self.commit(Command::Deleted { snapshot }, deleted);
+            }
             Err(error) => {
                 tracing::warn!(%snapshot, code = %error.code, %error, "could not remove a snapshot yet");
+                // It can never be used again, and is tried again until it is gone: that is all that can be said now.
+                self.answer_deletion(&snapshot);
                 self.removals.insert(snapshot, now().plus(REMOVAL_RETRY_MS));
             }
         }
@@ -291,9 +296,19 @@ impl Leader {
     ) {
         let result = reply.and_then(|_| self.snapshot_view(&snapshot));
         let result = result.map(|view| pb::DeleteSnapshotReply { bytes_freed: view.bytes, snapshot: Some(view) });
-        if result.is_ok() {
-            self.remove_snapshot(snapshot);
+        match result {
+            Ok(reply) => {
+                self.deletions.entry(snapshot.clone()).or_default().push((to, reply));
+                self.remove_snapshot(snapshot);
+            }
+            Err(error) => answer(to, Err(error)),
         }
-        answer(to, result);
+    }
+
+    /// Answers who wanted the snapshot gone.
+    pub(super) fn answer_deletion(&mut self, snapshot: &SnapshotId) {
+        for (to, reply) in self.deletions.remove(snapshot).unwrap_or_default() {
+            answer(to, Ok(reply));
+        }
     }
 }
