@@ -58,7 +58,8 @@ async fn a_savepoint_taken_while_the_job_goes_on_can_be_moved_and_resumed() {
 async fn a_disposed_savepoint_is_gone_from_the_list_and_from_disk() {
     let cluster = Cluster::start(1, 1);
     append(&cluster, "test/in", &readings(0, 1_000));
-    let job = submit(&cluster, &totals_script("1 s"), &[]);
+    // A periodic checkpoint would take the savepoint's place as what the job restarts from.
+    let job = submit(&cluster, &totals_script("1 h"), &[]);
     has_read(&cluster, &job, 1_000).await;
     let savepoint = cluster.weir_json(&["savepoint", &job]);
     let (id, directory) = (savepoint["id"].as_str().expect("an id"), savepoint["directory"].as_str().expect("a path"));
