@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::{Channel, Endpoint};
+use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_client::ClientClient;
 use weir_service::units::TimeSpan;
 use weir_stream_store::client::StoreClient;
-use weir_types::{Error, Result};
+use weir_types::{Code, Error, Result};
 
 use crate::args::Global;
 use crate::cluster::file::ClusterFile;
 
+/// How long a server may take to say what it is.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// So much of an HTTP answer is read, in bytes.
+const HTTP_ANSWER_MAX: u64 = 4096;
 /// The JobManager's default address, as in Flink.
 const JOBMANAGER_DEFAULT: &str = "127.0.0.1:6123";
 /// The store's default address.
@@ -66,7 +72,42 @@ pub(crate) async fn jobmanager_at(address: &str) -> Result<JobManager> {
             .with_detail(root_cause(&error))
             .with_hint("Start a local cluster with `weir cluster start`, or name another with --jobmanager HOST:PORT.")
     })?;
-    Ok(ClientClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX))
+    let mut jobmanager = ClientClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
+    let greeting = tokio::time::timeout(PROBE_TIMEOUT, jobmanager.cluster_status(pb::ClusterStatusRequest {})).await;
+    if let Ok(Err(status)) = greeting
+        && status.details().is_empty()
+        && let Some(other) = who_answers(address).await
+    {
+        return Err(Error::unavailable(format!("what answers at {address} is no JobManager but {other}"))
+            .with_hint("Give the address of the JobManager's API with --jobmanager; `weir cluster status` shows it."));
+    }
+    // A JobManager that cannot answer now says why when it is asked for something.
+    Ok(jobmanager)
+}
+
+/// What kind of server it is that answers otherwise than a JobManager; none, if it may be one after all.
+async fn who_answers(address: &str) -> Option<String> {
+    if let Some(line) = tokio::time::timeout(PROBE_TIMEOUT, http_answer(address)).await.ok().flatten() {
+        return Some(format!("an HTTP server ({line})"));
+    }
+    let store = StoreClient::connect(address).ok()?;
+    match tokio::time::timeout(PROBE_TIMEOUT, store.list_streams(None)).await.ok()? {
+        Ok(_) => Some("a stream store".to_owned()),
+        Err(error) if error.code == Code::Unsupported => Some("another gRPC server".to_owned()),
+        Err(_) => None,
+    }
+}
+
+/// The first line with which a server answers HTTP/1.1; none, if it does not.
+async fn http_answer(address: &str) -> Option<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    // Whatever a gRPC server answers to this is short; other servers may send as much as they like.
+    stream.take(HTTP_ANSWER_MAX).read_to_end(&mut answer).await.ok()?;
+    let line = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().trim().to_owned();
+    line.starts_with("HTTP/1").then_some(line)
 }
 
 /// Connects to the stream store.

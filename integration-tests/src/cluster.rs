@@ -1,10 +1,11 @@
 //! The fixture: one store, one JobManager, some TaskManagers, each its own process.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -46,16 +47,22 @@ pub struct Ran {
 impl Cluster {
     /// Starts a cluster of `task_managers` with `slots` each.
     pub fn start(task_managers: u32, slots: u32) -> Self {
+        Self::start_with(task_managers, slots, &[])
+    }
+
+    /// The same, with settings of the JobManager, `KEY=VALUE`.
+    pub fn start_with(task_managers: u32, slots: u32, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("log")).expect("a log directory");
         let mut cluster = Self { dir, processes: BTreeMap::new() };
         cluster.launch("store", "weir-store", &[("--data-dir", cluster.path("store"))]);
-        let arguments = [
+        let mut arguments = vec![
             ("--data-dir", cluster.path("jobmanager")),
             ("--checkpoint-root", cluster.path("checkpoints")),
             ("--savepoint-root", cluster.path("savepoints")),
             ("--store", cluster.address("store")),
         ];
+        arguments.extend(settings.iter().map(|setting| ("--set", (*setting).to_owned())));
         cluster.launch("jobmanager", "weir-jobmanager", &arguments);
         for number in 1..=task_managers {
             cluster.add_task_manager(&format!("tm-{number}"), slots);
@@ -74,12 +81,21 @@ impl Cluster {
         let mut all: Vec<String> =
             arguments.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]).collect();
         all.extend(["--log-dir".to_owned(), self.path("log")]);
-        let (child, addresses) = self.spawn(name, binary, &all, &format!("127.0.0.1:{}", free_port()));
+        // Processes of one program must not share their log file.
+        all.extend(["--set".to_owned(), format!("log.file={name}.log")]);
+        let (child, addresses) = self.spawn(name, binary, &all, &format!("127.0.0.1:{}", free_port()), &[]);
         let process = Process { binary, arguments: all, child, addresses };
         self.processes.insert(name.to_owned(), process);
     }
 
-    fn spawn(&self, name: &str, binary: &str, arguments: &[String], listen: &str) -> (Child, AddressFile) {
+    fn spawn(
+        &self,
+        name: &str,
+        binary: &str,
+        arguments: &[String],
+        listen: &str,
+        environment: &[(&str, String)],
+    ) -> (Child, AddressFile) {
         let file = self.dir.path().join("log").join(format!("{name}.addresses"));
         let out = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).expect("a log file");
         let mut child = Command::new(binary_path(binary))
@@ -88,6 +104,7 @@ impl Cluster {
             .args(["--exit-with-parent", &std::process::id().to_string()])
             .arg("--address-file")
             .arg(&file)
+            .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second handle"))
             .stderr(out)
@@ -112,6 +129,16 @@ impl Cluster {
         let process = self.process_mut(name);
         process.child.kill().expect("a process that runs");
         process.child.wait().expect("a child of this process");
+    }
+
+    /// Waits until a process has ended by itself.
+    pub fn ended(&mut self, name: &str) {
+        let process = self.process_mut(name);
+        let deadline = Instant::now() + DEADLINE;
+        while process.child.try_wait().expect("a child of this process").is_none() {
+            assert!(Instant::now() < deadline, "{name} does not end");
+            std::thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     /// SIGTERM, and waits until it has ended; its exit code.
@@ -145,12 +172,17 @@ impl Cluster {
 
     /// Starts a process that has ended again, on the same data and the same address.
     pub fn restart(&mut self, name: &str) {
+        self.restart_with(name, &[]);
+    }
+
+    /// The same with something in its environment.
+    pub fn restart_with(&mut self, name: &str, environment: &[(&str, String)]) {
         let process = self.process_mut(name);
         assert!(process.child.try_wait().expect("a child of this process").is_some(), "{name} still runs");
         let (binary, arguments) = (process.binary, process.arguments.clone());
         let listen = ["rpc", "exchange"].into_iter().find_map(|key| process.addresses.get(key).ok());
         let listen = listen.expect("a listener").to_string();
-        let (child, addresses) = self.spawn(name, binary, &arguments, &listen);
+        let (child, addresses) = self.spawn(name, binary, &arguments, &listen, environment);
         let process = self.process_mut(name);
         (process.child, process.addresses) = (child, addresses);
     }
@@ -247,17 +279,24 @@ impl Drop for Cluster {
     }
 }
 
-/// A port that stays the process's own while it is down: below those that the system gives to whoever asks for any.
+/// A port that stays this process's own, also while whoever listens on it is down: it lies below those that the system
+/// gives to whoever asks for any, and a lock file keeps the suites of other processes off it until this one ends.
 fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static OWNED: Mutex<Vec<File>> = Mutex::new(Vec::new());
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;
-    // Suites that run at the same time begin at different ports.
+    let locks = std::env::temp_dir().join("weir-test-ports");
+    std::fs::create_dir_all(&locks).expect("a directory for the locks of ports");
+    // Processes that start together begin at different places.
     let start = (std::process::id() % u32::from(COUNT)) as u16;
-    (0..COUNT)
-        .map(|_| FIRST + (start + NEXT.fetch_add(7, Ordering::Relaxed) % COUNT) % COUNT)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .expect("a free port")
+    for port in (0..COUNT).map(|step| FIRST + (start + step) % COUNT) {
+        let lock = File::create(locks.join(port.to_string())).expect("the lock of a port");
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            OWNED.lock().expect("no test panics with it").push(lock);
+            return port;
+        }
+    }
+    panic!("every port from {FIRST} on is taken");
 }
 
 /// The last lines of a file.
@@ -267,9 +306,11 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-/// A binary of the workspace, in the profile of the running test.
+/// A binary of the workspace, in the profile of the running program: a test lies in `target/<profile>/deps`, the
+/// benchmark harness in `target/<profile>`.
 pub fn binary_path(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let running = std::env::current_exe().expect("a path");
+    let directory = running.parent().expect("target/<profile>");
+    let profile = if directory.ends_with("deps") { directory.parent().expect("target/<profile>") } else { directory };
     profile.join(name)
 }

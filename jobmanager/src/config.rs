@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weir_service::log::LogConfig;
+use weir_service::units::{ByteSize, TimeSpan};
+use weir_types::quota::{QuotaDefaults, QuotaLimits};
 use weir_types::{Error, Result};
 
 /// Where the JobManager listens for clients and TaskManagers.
@@ -52,8 +54,8 @@ impl Default for HeartbeatConfig {
     }
 }
 
-/// Where snapshots go, and how many there may be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where snapshots go, and what becomes of those that fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SnapshotConfig {
     /// Checkpoints go to `<dir>/<job>/<snapshot>`; TaskManagers must reach it under the same name. By default
@@ -61,10 +63,61 @@ pub struct SnapshotConfig {
     pub checkpoint_dir: Option<PathBuf>,
     /// Savepoints go here unless the user names a directory; by default `savepoints` beside the checkpoints.
     pub savepoint_dir: Option<PathBuf>,
-    /// Savepoints that may be kept in the cluster; none: no limit.
-    pub savepoints_max: Option<u64>,
-    /// Snapshots that may be under way in the cluster at the same time; none: no limit.
-    pub in_flight_max: Option<u64>,
+    /// How long TaskManagers may take to let go of a snapshot that has failed, in milliseconds; then its files are removed
+    /// whatever they say.
+    pub writers_timeout_ms: u64,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self { checkpoint_dir: None, savepoint_dir: None, writers_timeout_ms: 10_000 }
+    }
+}
+
+/// Limits on snapshots; none: no limit. Sizes and times are written with their units: `10GiB`, `30d`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Savepoints that may be kept.
+    pub savepoints: Option<u64>,
+    /// Completed checkpoints that may be kept.
+    pub retained_checkpoints: Option<u64>,
+    /// Bytes of all snapshots.
+    pub bytes: Option<ByteSize>,
+    /// Snapshots that may be under way at the same time; more wait for their turn.
+    pub in_flight: Option<u64>,
+    /// Least time from one savepoint to the next.
+    pub minimum_interval: Option<TimeSpan>,
+    /// While a savepoint is older than this, no new one is taken.
+    pub age: Option<TimeSpan>,
+}
+
+impl From<LimitsConfig> for QuotaLimits {
+    fn from(config: LimitsConfig) -> Self {
+        let ms = |span: TimeSpan| u64::try_from(span.0.as_millis()).unwrap_or(Self::UNLIMITED);
+        Self {
+            savepoints: config.savepoints,
+            retained_checkpoints: config.retained_checkpoints,
+            bytes: config.bytes.map(|size| size.0),
+            in_flight: config.in_flight,
+            minimum_interval_ms: config.minimum_interval.map(ms),
+            age_ms: config.age.map(ms),
+        }
+    }
+}
+
+/// Quotas that apply where `weir quota set` has set none. Limits of all levels apply together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaConfig {
+    /// Of the whole cluster.
+    pub cluster: LimitsConfig,
+    /// Of each namespace.
+    pub namespace: LimitsConfig,
+    /// Of each owner.
+    pub owner: LimitsConfig,
+    /// Of each job.
+    pub job: LimitsConfig,
 }
 
 /// Everything that can be configured.
@@ -83,6 +136,8 @@ pub struct Config {
     pub heartbeat: HeartbeatConfig,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
+    /// Limits on snapshots, where none are set.
+    pub quotas: QuotaConfig,
     /// The process's own log.
     pub log: LogConfig,
 }
@@ -96,6 +151,7 @@ impl Default for Config {
             store_address: "127.0.0.1:7400".to_owned(),
             heartbeat: HeartbeatConfig::default(),
             snapshots: SnapshotConfig::default(),
+            quotas: QuotaConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -114,6 +170,12 @@ impl weir_service::config::Config for Config {
 }
 
 impl Config {
+    /// The limits that apply where none are set.
+    pub fn quota_defaults(&self) -> QuotaDefaults {
+        let QuotaConfig { cluster, namespace, owner, job } = self.quotas;
+        QuotaDefaults { cluster: cluster.into(), namespace: namespace.into(), owner: owner.into(), job: job.into() }
+    }
+
     /// The directories of checkpoints and savepoints, absolute, so that other processes understand them.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The `weir-jobmanager` process: its command line, and what runs in it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use weir_replication::{Alone, Config as RaftConfig, Node, NodeId};
@@ -19,6 +20,9 @@ pub const PROGRAM: Program = Program { name: "weir-jobmanager", env_prefix: "WEI
 
 /// Threads for calls and for the leader's loop; planning and files have threads of their own.
 const WORKERS: usize = 2;
+
+/// How long file work may go on when the process ends: storage that does not answer keeps nobody alive.
+const FILES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Weir's JobManager: jobs, snapshots and TaskManagers
 #[derive(Debug, clap::Parser)]
@@ -73,13 +77,16 @@ pub fn start(args: &Args) -> Result<()> {
         return Ok(());
     };
     weir_service::log::init(PROGRAM.name, &config.log)?;
-    weir_service::runtime::build("jobmanager", WORKERS)?.block_on(async {
+    let runtime = weir_service::runtime::build("jobmanager", WORKERS)?;
+    let ended = runtime.block_on(async {
         let shutdown = Shutdown::on_signals(&args.service)?;
         let rpc = weir_service::net::bind("rpc.address", &config.rpc.address).await?;
         let http = weir_service::net::bind("http.address", &config.http.address).await?;
         args.service.announce(&[("rpc", &rpc), ("http", &http)])?;
         Box::pin(run(rpc, http, config, shutdown)).await
-    })
+    });
+    runtime.shutdown_timeout(FILES_TIMEOUT);
+    ended
 }
 
 /// Recovers the metadata and serves it on `rpc` and `http` until `shutdown` is requested.
@@ -98,9 +105,20 @@ pub async fn run(rpc: TcpListener, http: TcpListener, config: Config, shutdown: 
             .map_err(|error| Error::io(format!("could not create {}", directory.display()), &error))?;
         let raft = RaftConfig::new(member, vec![member]);
         let node = Node::start(raft, &directory, Machine::default(), Alone)?;
-        let term = node.serving().await?;
-        let store = StoreClient::connect(&config.store_address)?;
-        let leader = Leader::recover(config, term, node.clone(), store, events.clone()).await?;
+        let recovering = async {
+            let term = node.serving().await?;
+            let store = StoreClient::connect(&config.store_address)?;
+            Leader::recover(config, term, node.clone(), store, events.clone()).await
+        };
+        let leader = tokio::select! {
+            biased;
+            // What it was about to do, the next one does.
+            () = shutdown.requested() => {
+                node.stop().await;
+                return Ok(());
+            }
+            leader = recovering => leader?,
+        };
         let planner = leader.planner();
         let collecting = tokio::spawn(leader.collector().run(shutdown.clone()));
         let server = tokio::spawn(rpc::serve(rpc, events, planner, shutdown.clone()));

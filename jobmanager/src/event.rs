@@ -1,9 +1,10 @@
 //! Everything that can happen to the leader, in one closed enum; see [`crate::leader`] for what follows from it.
 
 use tokio::sync::{mpsc, oneshot, watch};
-use weir_coordination::checkpoint;
-use weir_coordination::metadata::NewJob;
+use weir_coordination::checkpoint::{self, Contents};
+use weir_coordination::metadata::{Command, NewJob};
 use weir_proto::pb::client::v1 as pb;
+use weir_state::manifest::Manifest;
 use weir_types::Result;
 use weir_types::control::{FromTaskManager, Registration, ToTaskManager};
 use weir_types::deployment::{Placement, Restore, SplitAssignment};
@@ -40,8 +41,29 @@ pub(crate) enum Event {
     Step { job: JobId, event: checkpoint::Event },
     /// The reader groups and pins have followed a completed snapshot, as far as they could.
     Kept(SnapshotId),
+    /// A snapshot's directory was looked at before it is marked for deletion.
+    Deletable { snapshot: SnapshotId, command: Result<Box<Command>>, to: Answer<pb::DeleteSnapshotReply> },
+    /// The manifest of a snapshot whose files are all durable, or why there is none.
+    Drafted { job: JobId, snapshot: SnapshotId, draft: Result<Box<Draft>> },
+    /// Whether the manifest of a snapshot that an earlier JobManager left is there; if not, it cannot appear any more.
+    Settled { snapshot: SnapshotId, found: Result<Option<Contents>> },
+    /// What a failed snapshot had left is gone, or could not be removed.
+    Swept { snapshot: SnapshotId, result: Result<()> },
     /// A snapshot's files are gone, or could not be removed.
     Removed { snapshot: SnapshotId, result: Result<()> },
+}
+
+/// A manifest that is to be published.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) job: JobId,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) directory: String,
+    pub(crate) manifest: Manifest,
+    /// Bytes of all files that this snapshot has written.
+    pub(crate) written: u64,
+    /// Bytes of the manifest.
+    pub(crate) bytes: u64,
 }
 
 /// What an attempt starts with.
@@ -56,6 +78,7 @@ pub(crate) struct Prepared {
 pub(crate) enum Request {
     Status(Answer<pb::ClusterStatusReply>),
     Submit(Box<pb::SubmitRequest>, Answer<pb::SubmitReply>),
+    PlanRestore(Box<pb::SubmitRequest>, Answer<pb::PlanRestoreReply>),
     Jobs(pb::ListJobsRequest, Answer<pb::ListJobsReply>),
     Job(String, Answer<pb::JobDetail>),
     /// Subscribes to changes of a job; the number only says that something has changed.
@@ -65,5 +88,16 @@ pub(crate) enum Request {
     Stop(pb::StopJobRequest, Answer<pb::Snapshot>),
     Snapshots(pb::ListSnapshotsRequest, Answer<pb::ListSnapshotsReply>),
     Snapshot(String, Answer<pb::Snapshot>),
-    Delete(pb::SnapshotRequest, Answer<pb::DeleteSnapshotReply>),
+    CancelSnapshot(String, Answer<pb::Snapshot>),
+    Progress(String, Answer<pb::SnapshotProgress>),
+    SetQuota(pb::SetQuotaRequest, Answer<pb::SetQuotaReply>),
+    Quotas(pb::ListQuotasRequest, Answer<pb::ListQuotasReply>),
+    Explain(String, Answer<pb::SnapshotExplanation>),
+    Delete(pb::DeleteSnapshotRequest, Answer<pb::DeleteSnapshotReply>),
+    Annotate(pb::AnnotateSnapshotRequest, Answer<pb::Snapshot>),
+    Deleted(pb::ListDeletedRequest, Answer<pb::ListDeletedReply>),
+    Collect(pb::CollectGarbageRequest, Answer<pb::CollectGarbageReply>),
+    SetPolicy(pb::SetPolicyRequest, Answer<pb::Policy>),
+    RemovePolicy(pb::RemovePolicyRequest, Answer<pb::Policy>),
+    Policies(pb::ListPoliciesRequest, Answer<pb::ListPoliciesReply>),
 }

@@ -1,13 +1,16 @@
 //! REST for programs that do not speak gRPC: the same answers as JSON.
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::routing::get;
+use axum::routing::{get, post};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::http::HttpError;
 use weir_types::Error;
+use weir_types::quota::QuotaLimits;
 
 use crate::event::{Answer, Event, Request};
 use crate::rpc::ask;
@@ -15,15 +18,19 @@ use crate::rpc::ask;
 type Events = mpsc::Sender<Event>;
 type Reply = Result<axum::Json<Value>, HttpError>;
 
-/// `/overview`, `/jobs`, `/jobs/{job}`, `/jobs/{job}/checkpoints`, `/snapshots`, `/snapshots/{snapshot}`.
+/// `/overview`, `/jobs`, `/jobs/{job}`, `/jobs/{job}/checkpoints`, `/snapshots`, `/snapshots/{snapshot}`,
+/// `/snapshots/{snapshot}/explanation`.
 pub(crate) fn router(events: Events) -> Router {
     Router::new()
         .route("/overview", get(overview))
         .route("/jobs", get(jobs))
         .route("/jobs/{job}", get(job))
         .route("/jobs/{job}/checkpoints", get(checkpoints))
+        .route("/jobs/{job}/savepoints", post(savepoint))
+        .route("/quotas", get(quotas))
         .route("/snapshots", get(snapshots))
         .route("/snapshots/{snapshot}", get(snapshot))
+        .route("/snapshots/{snapshot}/explanation", get(explanation))
         .with_state(events)
 }
 
@@ -89,8 +96,74 @@ async fn job(State(events): State<Events>, Path(job): Path<String>) -> Reply {
     Ok(axum::Json(value))
 }
 
+/// What a savepoint is taken with; a body without a member means its default.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Savepoint {
+    /// Given again, it finds what the first request has started.
+    request_id: String,
+    directory: Option<String>,
+    timeout_ms: Option<u64>,
+    owner: String,
+    name: Option<String>,
+}
+
+async fn savepoint(State(events): State<Events>, Path(job): Path<String>, body: Bytes) -> Reply {
+    let wrong = |error: serde_json::Error| {
+        HttpError(Error::invalid("the body is not what a savepoint is asked for with").with_detail(error.to_string()))
+    };
+    let asked: Savepoint =
+        if body.is_empty() { Savepoint::default() } else { serde_json::from_slice(&body).map_err(wrong)? };
+    let Savepoint { request_id, directory, timeout_ms, owner, name } = asked;
+    let wanted = pb::TriggerSnapshotRequest {
+        request_id,
+        job,
+        savepoint: true,
+        directory,
+        timeout_ms,
+        owner,
+        name,
+        ..Default::default()
+    };
+    let taken = request(&events, |to| Request::Trigger(wanted, to)).await?;
+    Ok(axum::Json(snapshot_json(&taken)))
+}
+
+async fn quotas(State(events): State<Events>) -> Reply {
+    let reply = request(&events, |to| Request::Quotas(pb::ListQuotasRequest::default(), to)).await?;
+    Ok(axum::Json(json!({ "quotas": reply.quotas.iter().map(quota_json).collect::<Vec<_>>() })))
+}
+
+fn quota_json(quota: &pb::Quota) -> Value {
+    let limits = |limits: Option<pb::QuotaLimits>| QuotaLimits::from(limits.unwrap_or_default());
+    let consumer = |consumer: &pb::QuotaConsumer| {
+        json!({
+            "snapshot": consumer.snapshot,
+            "job_name": consumer.job_name,
+            "owner": consumer.owner,
+            "state": consumer.state,
+            "bytes": consumer.bytes,
+        })
+    };
+    json!({
+        "level": quota.level,
+        "limits": limits(quota.limits),
+        "set": limits(quota.set),
+        "savepoints": quota.savepoints,
+        "retained_checkpoints": quota.retained_checkpoints,
+        "bytes": quota.bytes,
+        "shared_bytes": quota.shared_bytes,
+        "checkpoint_reserve": quota.checkpoint_reserve,
+        "in_flight": quota.in_flight,
+        "queued": quota.queued,
+        "since_last_savepoint_ms": quota.since_last_savepoint_ms,
+        "oldest_savepoint_ms": quota.oldest_savepoint_ms,
+        "consumers": quota.consumers.iter().map(consumer).collect::<Vec<_>>(),
+    })
+}
+
 async fn checkpoints(State(events): State<Events>, Path(job): Path<String>) -> Reply {
-    let wanted = pb::ListSnapshotsRequest { job: Some(job), savepoints: None };
+    let wanted = pb::ListSnapshotsRequest { job: Some(job), ..Default::default() };
     list(&events, wanted).await
 }
 
@@ -106,6 +179,43 @@ async fn list(events: &Events, wanted: pb::ListSnapshotsRequest) -> Reply {
 async fn snapshot(State(events): State<Events>, Path(snapshot): Path<String>) -> Reply {
     let snapshot = request(&events, |to| Request::Snapshot(snapshot, to)).await?;
     Ok(axum::Json(snapshot_json(&snapshot)))
+}
+
+async fn explanation(State(events): State<Events>, Path(snapshot): Path<String>) -> Reply {
+    let explanation = request(&events, |to| Request::Explain(snapshot, to)).await?;
+    Ok(axum::Json(explanation_json(&explanation)))
+}
+
+fn explanation_json(explanation: &pb::SnapshotExplanation) -> Value {
+    let step = |step: &pb::SnapshotStep| json!({ "name": step.name, "at_us": step.at_us, "took_us": step.took_us });
+    let event = |event: &pb::TimelineEvent| {
+        let fields = event.fields.iter().map(|field| (field.name.clone(), json!(field.value)));
+        json!({
+            "node": event.node,
+            "at_us": event.at_us,
+            "level": event.level,
+            "message": event.message,
+            "fields": fields.collect::<serde_json::Map<_, _>>(),
+        })
+    };
+    let node = |node: &pb::ExplainedNode| {
+        json!({
+            "name": node.name,
+            "address": node.address,
+            "events": node.events,
+            "ahead_us": node.ahead_us,
+            "failure": node.failure.clone().map(Error::from),
+        })
+    };
+    json!({
+        "id": explanation.id,
+        "snapshot": explanation.snapshot.as_ref().map(snapshot_json),
+        "summary": explanation.summary,
+        "hints": explanation.hints,
+        "steps": explanation.steps.iter().map(step).collect::<Vec<_>>(),
+        "timeline": explanation.timeline.iter().map(event).collect::<Vec<_>>(),
+        "nodes": explanation.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
 }
 
 fn summary(job: &pb::JobSummary) -> Value {
@@ -160,6 +270,7 @@ fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
         "restored_from": snapshot.restored_from,
         "subtasks_acknowledged": snapshot.subtasks_acknowledged,
         "subtasks_total": snapshot.subtasks_total,
+        "queue_position": snapshot.queue_position,
         "sources": snapshot.sources.iter().map(cut).collect::<Vec<_>>(),
         "timings": snapshot.timings.iter().map(timings).collect::<Vec<_>>(),
     })

@@ -8,11 +8,14 @@ pub mod config;
 pub mod daemon;
 
 mod event;
+mod explain;
 mod gc;
 mod http;
 mod leader;
 mod metadata;
 mod planning;
+mod restore;
 mod rpc;
+mod schedule;
 mod sources;
 mod storage;

@@ -1,4 +1,4 @@
-//! From a script to a job: planning on a thread of its own, splits, reader groups, and what a restore needs.
+//! From a script to a job: planning on a thread of its own, splits, reader groups, and what a restore allows.
 //!
 //! Invariant: whatever can be known to be wrong with a job is an error here, before anything starts.
 
@@ -6,16 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use weir_coordination::metadata::{NewJob, RestoreRecord, SourceRecord};
+use weir_coordination::metadata::NewJob;
 use weir_proto::pb::client::v1 as pb;
 use weir_sql::{PlanContext, Planned};
-use weir_state::manifest::Manifest;
 use weir_stream_store::client::StoreClient;
-use weir_types::graph::{JobGraph, OperatorSpec};
+use weir_types::graph::JobGraph;
 use weir_types::ids::{JobId, RequestId};
+use weir_types::restore::RestorePlan;
 use weir_types::{Code, Error, Result};
 
-use crate::{sources, storage};
+use crate::restore::{self, Restoring};
+use crate::sources::{self, Names};
+use crate::storage;
 
 /// Scripts that are planned at the same time; each takes a thread and memory.
 const AT_ONCE: usize = 2;
@@ -57,103 +59,57 @@ pub(crate) async fn new_job(
     store: &StoreClient,
     request_id: RequestId,
     request: pb::SubmitRequest,
-    restore: Option<RestoreRecord>,
+    restoring: Option<Restoring>,
     ended: &BTreeSet<JobId>,
 ) -> Result<NewJob> {
-    let planned = planner.plan(&request).await?;
+    let (id, planned, graph) = script(planner, &request).await?;
     for warning in &planned.warnings {
         tracing::warn!(request = %request_id, warning, "the planner has a remark");
     }
-    let graph = planned.graph.filter(|_| !planned.is_explain).ok_or_else(|| {
-        Error::new(Code::InvalidSql, "the script has nothing to run")
-            .with_hint("A job is made from the INSERT INTO statements of a script; EXPLAIN only shows plans.")
-    })?;
-    graph.validate()?;
-    let id = JobId::new(uuid::Uuid::new_v4().simple().to_string())?;
-    let mut source_records = sources::enumerate(store, &id, &graph, ended).await?;
-    if let Some(restore) = &restore {
-        let manifest = storage::read(restore.directory.clone()).await?;
-        check_operators(&graph, &manifest, restore.allow_non_restored_state)?;
-        take_positions(&mut source_records, &manifest)?;
-        sources::check_cut(store, &source_records).await?;
+    let mut sources = sources::enumerate(store, &id, &graph, Names::TakeOver(ended)).await?;
+    if let Some(restoring) = &restoring {
+        let planned = restore::planned(store, restoring, &graph, sources).await?;
+        planned.plan.check()?;
+        for state in &planned.plan.dropped {
+            let (snapshot, uid) = (&planned.plan.snapshot.id, &state.uid);
+            tracing::warn!(%snapshot, uid, rows = state.rows, "dropping state that no operator takes");
+        }
+        sources = planned.sources;
     }
     Ok(NewJob {
         request: Some(request_id),
         id,
         name: graph.name.clone(),
         sql: request.sql,
-        owner: if request.owner.is_empty() { "default".to_owned() } else { request.owner },
-        namespace: if request.namespace.is_empty() { "default".to_owned() } else { request.namespace },
+        owner: request.owner,
+        namespace: request.namespace,
         graph,
         plan: planned.explain,
-        sources: source_records,
-        restore,
+        sources,
+        restore: restoring.map(|restoring| restoring.record),
     })
 }
 
-/// Whether all state of a snapshot has an operator that takes it.
-fn check_operators(graph: &JobGraph, manifest: &Manifest, allow_non_restored_state: bool) -> Result<()> {
-    let known: BTreeSet<&str> = graph.operators.iter().filter_map(|operator| operator.uid.as_deref()).collect();
-    let held = manifest
-        .operators
-        .iter()
-        .filter(|operator| !operator.files.is_empty() || !operator.splits.is_empty() || operator.prepared.is_some());
-    let unknown: BTreeSet<&str> =
-        held.map(|operator| operator.uid.as_str()).filter(|uid| !known.contains(uid)).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    let list = unknown.into_iter().collect::<Vec<_>>().join(", ");
-    if allow_non_restored_state {
-        tracing::warn!(snapshot = %manifest.snapshot, operators = list, "dropping state that no operator takes");
-        return Ok(());
-    }
-    let stateful = graph.operators.iter().filter_map(|operator| {
-        let uid = operator.uid.as_deref()?;
-        let keeps_state = !matches!(operator.spec, OperatorSpec::Sink(_));
-        keeps_state.then(|| format!("{uid} ({})", operator.name))
-    });
-    Err(Error::new(
-        Code::FailedPrecondition,
-        format!("snapshot {} holds state that no operator of the script takes", manifest.snapshot),
-    )
-    .with_detail(format!(
-        "without an operator: {list}; the script's operators: {}",
-        stateful.collect::<Vec<_>>().join(", ")
-    ))
-    .with_hint(
-        "Restore the script that the snapshot was taken of, or drop that state with --allow-non-restored-state.",
-    ))
+/// Plans a restore, and changes nothing.
+pub(crate) async fn plan_restore(
+    planner: &Planner,
+    store: &StoreClient,
+    request: &pb::SubmitRequest,
+    restoring: &Restoring,
+    ended: &BTreeSet<JobId>,
+) -> Result<RestorePlan> {
+    let (id, _, graph) = script(planner, request).await?;
+    let sources = sources::enumerate(store, &id, &graph, Names::LookOver(ended)).await?;
+    Ok(restore::planned(store, restoring, &graph, sources).await?.plan)
 }
 
-/// Lets every source go on where the snapshot left off. Splits that the snapshot knows and the source no longer has are
-/// an error; new ones start at their beginnings.
-fn take_positions(records: &mut [SourceRecord], manifest: &Manifest) -> Result<()> {
-    for source in records {
-        let held = manifest.operator(&source.uid).into_iter().flat_map(|operator| operator.splits);
-        let mut positions: BTreeMap<String, _> = held.map(|position| (position.split.clone(), position)).collect();
-        if positions.is_empty() {
-            continue;
-        }
-        // A generator's splits are fixed when its job is created; the snapshot says which.
-        if positions.keys().all(|split| split.starts_with("split-")) {
-            source.splits = positions.into_values().collect();
-            continue;
-        }
-        for split in &mut source.splits {
-            if let Some(position) = positions.remove(&split.split) {
-                *split = position;
-            }
-        }
-        if let Some(split) = positions.iter().find(|(_, position)| !position.finished).map(|(split, _)| split) {
-            return Err(Error::new(
-                Code::FailedPrecondition,
-                format!("table {} has no split {split} any more, but the snapshot has read a part of it", source.table),
-            )
-            .with_hint("Bring the file or stream back as it was, or restore another snapshot."));
-        }
-        // What was read to its end need not be there any more; its position stays part of every snapshot.
-        source.splits.extend(positions.into_values());
-    }
-    Ok(())
+/// The job that a script asks for, under a new id.
+async fn script(planner: &Planner, request: &pb::SubmitRequest) -> Result<(JobId, Planned, JobGraph)> {
+    let mut planned = planner.plan(request).await?;
+    let graph = planned.graph.take().filter(|_| !planned.is_explain).ok_or_else(|| {
+        Error::new(Code::InvalidSql, "the script has nothing to run")
+            .with_hint("A job is made from the INSERT INTO statements of a script; EXPLAIN only shows plans.")
+    })?;
+    graph.validate()?;
+    Ok((JobId::new(uuid::Uuid::new_v4().simple().to_string())?, planned, graph))
 }

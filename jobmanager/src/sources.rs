@@ -6,16 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use weir_coordination::metadata::{JobRecord, ReaderGroup, SnapshotEntry, SourceRecord};
+use weir_coordination::restore::Extent;
 use weir_stream_store::client::StoreClient;
 use weir_types::connector::ConnectorKind;
 use weir_types::deployment::SplitAssignment;
-use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, Operator, OperatorSpec, SourceSpec};
 use weir_types::group::{CheckpointOwner, GroupActor, GroupLimits, GroupMode, GroupSpec, GroupStart};
-use weir_types::ids::{Attempt, GroupName, JobId, PartitionId, PinHolder, ReaderId, SnapshotId};
+use weir_types::ids::{Attempt, GroupName, JobId, OperatorUid, PartitionId, PinHolder, ReaderId, SnapshotId};
 use weir_types::snapshot::{SourcePositions, SplitPosition};
 use weir_types::splits;
-use weir_types::store::StreamInfo;
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -25,12 +24,29 @@ use crate::storage;
 /// The store drops a group checkpoint this long after its snapshot's own deadline, so that the snapshot ends first.
 const DEADLINE_SLACK_MS: u64 = 10_000;
 
-/// Finds the splits of all sources of a new job. The names of groups that jobs which have `ended` still held are free.
+/// What may be done with the names of reader groups that jobs which have ended still hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Names<'a> {
+    /// They are free: such a group is deleted.
+    TakeOver(&'a BTreeSet<JobId>),
+    /// They would be free; nothing is changed.
+    LookOver(&'a BTreeSet<JobId>),
+}
+
+impl Names<'_> {
+    fn are_free_of(self, job: &JobId) -> bool {
+        match self {
+            Names::TakeOver(ended) | Names::LookOver(ended) => ended.contains(job),
+        }
+    }
+}
+
+/// Finds the splits of all sources of a new job.
 pub(crate) async fn enumerate(
     store: &StoreClient,
     job: &JobId,
     graph: &JobGraph,
-    ended: &BTreeSet<JobId>,
+    names: Names<'_>,
 ) -> Result<Vec<SourceRecord>> {
     let mut records = Vec::new();
     for operator in &graph.operators {
@@ -44,7 +60,7 @@ pub(crate) async fn enumerate(
             ConnectorKind::Nexmark => (splits::nexmark(&source.connector, chain.parallelism)?, None),
             ConnectorKind::Filesystem => (files(source).await?, None),
             ConnectorKind::StreamStore => {
-                let (splits, group) = partitions(store, job, operator, source, ended).await?;
+                let (splits, group) = partitions(store, job, operator, source, names).await?;
                 (splits, Some(group))
             }
             kind @ (ConnectorKind::Print | ConnectorKind::Blackhole) => {
@@ -111,7 +127,7 @@ async fn partitions(
     job: &JobId,
     operator: &Operator,
     source: &SourceSpec,
-    ended: &BTreeSet<JobId>,
+    names: Names<'_>,
 ) -> Result<(Vec<SplitPosition>, ReaderGroup)> {
     let option = |key: &str| source.connector.options.get(key).map(String::as_str);
     let stream: StreamName = option("stream").unwrap_or_default().parse()?;
@@ -124,10 +140,12 @@ async fn partitions(
     let existing = match &wanted {
         None => None,
         Some(name) => match store.describe_group(name).await {
-            Ok(group) => match group.mode.job().filter(|job| mode != "group" && ended.contains(*job)) {
+            Ok(group) => match group.mode.job().filter(|job| mode != "group" && names.are_free_of(job)) {
                 None => Some(group),
                 Some(job) => {
-                    found(store.delete_group(name, Some(job), true).await)?;
+                    if let Names::TakeOver(_) = names {
+                        found(store.delete_group(name, Some(job), true).await)?;
+                    }
                     None
                 }
             },
@@ -164,36 +182,20 @@ async fn partitions(
     Ok((info.partitions.iter().map(split).collect(), ReaderGroup { name, stream }))
 }
 
-/// Refuses positions that the streams no longer hold.
-pub(crate) async fn check_cut(store: &StoreClient, records: &[SourceRecord]) -> Result<()> {
+/// What the streams of these sources hold, by source and split.
+pub(crate) async fn extents(
+    store: &StoreClient,
+    records: &[SourceRecord],
+) -> Result<BTreeMap<OperatorUid, BTreeMap<String, Extent>>> {
+    let mut extents = BTreeMap::new();
     for (source, group) in groups(records) {
-        let info = store.describe_stream(&group.stream).await?;
-        for split in source.splits.iter().filter(|split| !split.finished) {
-            check_position(&info, split)?;
-        }
+        let partitions = store.describe_stream(&group.stream).await?.partitions;
+        let extent = |found: &weir_types::store::PartitionInfo| {
+            (splits::partition_split(found.partition), Extent { head: found.head.0, end: found.end.0 })
+        };
+        extents.insert(source.uid.clone(), partitions.iter().map(extent).collect());
     }
-    Ok(())
-}
-
-fn check_position(info: &StreamInfo, split: &SplitPosition) -> Result<()> {
-    let partition = splits::parse_partition(&split.split)?;
-    let name = &info.name;
-    let Some(found) = info.partitions.iter().find(|found| found.partition == partition) else {
-        return Err(Error::not_found(format!("stream {name} has no partition {partition} any more")));
-    };
-    if split.offset < found.head.0 {
-        let lost = found.head.0 - split.offset;
-        return Err(Error::new(Code::OffsetTruncated, format!("stream {name} no longer holds what was not read yet"))
-            .with_detail(format!("partition {partition} begins at {}, the snapshot is at {}", found.head, split.offset))
-            .with_hint(format!("{lost} records of it are gone. Restore a newer snapshot, or start without one."))
-            .with_facts(Facts::OffsetTruncated { head: found.head }));
-    }
-    if split.offset > found.end.0 {
-        return Err(Error::new(Code::FailedPrecondition, format!("stream {name} is shorter than what was read of it"))
-            .with_detail(format!("partition {partition} ends at {}, the snapshot is at {}", found.end, split.offset))
-            .with_hint("It was probably deleted and created anew: the snapshot belongs to another stream."));
-    }
-    Ok(())
+    Ok(extents)
 }
 
 fn groups(records: &[SourceRecord]) -> impl Iterator<Item = (&SourceRecord, &ReaderGroup)> {
@@ -371,6 +373,16 @@ pub(crate) async fn release_groups(store: &StoreClient, job: &JobRecord, snapsho
     }
     if let Err(error) = drop_pins(store, job, snapshot).await {
         tracing::warn!(%snapshot, code = %error.code, %error, "could not drop the pins of a failed snapshot");
+    }
+}
+
+/// Lets the store know of a snapshot that was refused before it was asked, if the job has anything to do with it.
+pub(crate) async fn note_refusal(store: &StoreClient, job: &JobRecord, snapshot: &SnapshotId, reason: &Error) {
+    if groups(&job.sources).next().is_none() {
+        return;
+    }
+    if let Err(error) = store.note_refusal(snapshot, &job.id, reason.to_string()).await {
+        tracing::debug!(%snapshot, code = %error.code, %error, "the store was not told of a refusal");
     }
 }
 

@@ -5,8 +5,10 @@ use std::path::Path;
 use prost::Message;
 use weir_coordination::checkpoint::{Contents, Marked};
 use weir_coordination::metadata::{JobRecord, SnapshotEntry};
+use weir_service::failpoint;
 use weir_state::manifest::{
-    AbortMarker, AbortOutcome, Manifest, abort_manifest, delete_snapshot, publish_manifest, read_manifest,
+    AbortMarker, AbortOutcome, Manifest, abort_manifest, delete_manifest, delete_snapshot, encoded_bytes,
+    publish_manifest, read_manifest,
 };
 use weir_state::open_store;
 use weir_types::graph::JobGraph;
@@ -35,14 +37,25 @@ pub(crate) fn manifest(cluster: ClusterId, job: &JobRecord, entry: &SnapshotEntr
         nonce: entry.nonce.clone(),
         created_at: now(),
         parallelism: entry.parallelism,
-        graph_hash: format!("{:016x}", graph_hash(&job.graph)),
+        graph_hash: graph_hash(&job.graph),
         query: Some(job.sql.clone()),
         operators: contents.operators,
     }
 }
 
-fn graph_hash(graph: &JobGraph) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(&weir_proto::pb::graph::v1::JobGraph::from(graph).encode_to_vec())
+/// Identifies what runs, as 16 hex digits.
+pub(crate) fn graph_hash(graph: &JobGraph) -> String {
+    let bytes = weir_proto::pb::graph::v1::JobGraph::from(graph).encode_to_vec();
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes))
+}
+
+/// A manifest and the bytes that it will take.
+pub(crate) async fn measure(manifest: Manifest) -> Result<(Manifest, u64)> {
+    blocking(move || {
+        let bytes = encoded_bytes(&manifest)?;
+        Ok((manifest, bytes))
+    })
+    .await
 }
 
 /// Creates the manifest of a snapshot whose files are all durable.
@@ -52,9 +65,8 @@ pub(crate) async fn publish(directory: String, manifest: Manifest) -> Result<()>
 
 /// What a manifest without its acknowledgements says.
 fn contents(manifest: Manifest) -> Contents {
-    let totals = manifest.totals();
-    let mut contents = Contents { bytes: totals.bytes, rows: totals.rows, ..Contents::default() };
-    for operator in &manifest.operators {
+    let mut contents = Contents::of(manifest.operators);
+    for operator in &contents.operators {
         if operator.splits.is_empty() {
             continue;
         }
@@ -66,7 +78,6 @@ fn contents(manifest: Manifest) -> Contents {
             }),
         }
     }
-    contents.operators = manifest.operators;
     contents
 }
 
@@ -76,7 +87,10 @@ pub(crate) async fn mark_aborted(entry: &SnapshotEntry, reason: String) -> Resul
     let marker = AbortMarker { snapshot: entry.id.clone(), nonce: entry.nonce.clone(), reason };
     blocking(move || match abort_manifest(open_store(&directory)?.as_ref(), &marker)? {
         AbortOutcome::Aborted => Ok(None),
-        AbortOutcome::Published(manifest) => Ok(Some(contents(*manifest))),
+        AbortOutcome::Published(manifest) => {
+            let bytes = encoded_bytes(&manifest)?;
+            Ok(Some(Contents { manifest_bytes: bytes, ..contents(*manifest) }))
+        }
     })
     .await
 }
@@ -96,6 +110,10 @@ pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
     let (snapshot, directory, nonce) = (entry.id.clone(), entry.directory.clone(), entry.nonce.clone());
     let checkpoint = entry.kind == SnapshotKind::Checkpoint;
     blocking(move || {
+        if is_link(&directory) {
+            tracing::warn!(%snapshot, directory, "left a symbolic link: what it leads to is somebody else's");
+            return Ok(());
+        }
         let store = open_store(&directory)?;
         if let Ok(manifest) = read_manifest(store.as_ref())
             && manifest.nonce != nonce
@@ -103,6 +121,8 @@ pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
             tracing::warn!(%snapshot, directory, other = %manifest.snapshot, "left a directory of another snapshot");
             return Ok(());
         }
+        delete_manifest(store.as_ref())?;
+        failpoint::reach("delete.manifest");
         if !delete_snapshot(store.as_ref())? {
             tracing::info!(%snapshot, directory, "left a snapshot's directory: other files are in it");
         }
@@ -110,7 +130,13 @@ pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
             // Refused unless this was the job's last checkpoint.
             let _not_empty = std::fs::remove_dir(of_the_job);
         }
+        failpoint::reach("delete.files");
         Ok(())
     })
     .await
+}
+
+/// Whether a snapshot's directory was replaced by a symbolic link. Its parents may be links.
+pub(crate) fn is_link(directory: &str) -> bool {
+    std::fs::symlink_metadata(directory).is_ok_and(|found| found.is_symlink())
 }

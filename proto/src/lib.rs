@@ -3,6 +3,7 @@
 //! Nothing but the edges of processes uses [`pb`]; everything behind them works on `weir-types`.
 
 pub mod convert;
+pub mod diagnostics;
 
 /// Generated code, one module per `.proto` file. The packages nest as `weir.<name>.v1`, so that generated code can refer to
 /// other packages by `super` paths.
@@ -30,6 +31,7 @@ pub mod pb {
     package!(metadata, "weir.metadata.v1");
     package!(store, "weir.store.v1");
     package!(data, "weir.data.v1");
+    package!(diagnostics, "weir.diagnostics.v1");
 }
 
 pub use convert::error::{from_status, to_status};

@@ -5,10 +5,11 @@
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Command, Completion, Limits, NewJob, ReaderGroup, Reserve, RestoreRecord, SourceRecord, StartAttempt, State,
+    Command, Completion, Deleter, NewJob, ReaderGroup, Reserve, RestoreRecord, SourceRecord, StartAttempt, State,
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
 use weir_proto::convert::metadata_state::{decode_state, encode_state};
+use weir_types::annotations::AnnotationChange;
 use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, JobOptions};
@@ -17,8 +18,12 @@ use weir_types::ids::{
     TaskManagerId,
 };
 use weir_types::job::{JobChange, JobState};
+use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
+use weir_types::retention::{RetentionPolicy, Schedule};
 use weir_types::snapshot::SnapshotKind::{Checkpoint, Savepoint};
-use weir_types::snapshot::{SnapshotKind, SnapshotState, SnapshotTimings, SourcePositions, SplitPosition, StopMode};
+use weir_types::snapshot::{
+    Annotations, SharedFile, SnapshotKind, SnapshotState, SnapshotTimings, SourcePositions, SplitPosition, StopMode,
+};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -93,8 +98,11 @@ fn reserve(kind: SnapshotKind, number: u64, trigger: Trigger, request: Option<&s
         directory: format!("/d/{number}"),
         deadline: Millis(99),
         owner: String::new(),
-        name: Some("x".into()),
+        annotations: Annotations { name: Some("x".into()), ..Annotations::default() },
+        plan_hash: "00ff".into(),
         subtasks: 1,
+        evict: false,
+        estimate_bytes: number,
     }))
 }
 
@@ -106,6 +114,11 @@ fn complete(kind: SnapshotKind, number: u64, nonce: &str) -> Command {
         shares: vec![SubtaskShare { chain: ChainId(0), index: SubtaskIndex(0), timings, bytes: 10 }],
         bytes: 10,
         rows: 2,
+        manifest_bytes: 1,
+        shared: match kind {
+            Checkpoint => vec![SharedFile { name: format!("{}+f", snapshot(kind, number)), bytes: 3 }],
+            Savepoint => vec![],
+        },
     };
     Command::Complete(Box::new(Completion {
         snapshot: snapshot(kind, number),
@@ -114,13 +127,21 @@ fn complete(kind: SnapshotKind, number: u64, nonce: &str) -> Command {
     }))
 }
 
+/// A checkpoint that needs the file of an earlier one.
+fn complete_on(number: u64, base: u64) -> Command {
+    let Command::Complete(mut completion) = complete(Checkpoint, number, "n") else { unreachable!() };
+    completion.contents.shared.push(SharedFile { name: format!("{}+f", snapshot(Checkpoint, base)), bytes: 3 });
+    Command::Complete(completion)
+}
+
 fn abort(kind: SnapshotKind, number: u64) -> Command {
     let nonce = Nonce(format!("n{number}"));
     Command::Abort { snapshot: snapshot(kind, number), nonce, failure: Error::new(Code::Timeout, "late") }
 }
 
 fn delete(kind: SnapshotKind, number: u64) -> Command {
-    Command::MarkDeleted { snapshot: snapshot(kind, number), request: None }
+    let by = Deleter::User("ann".into());
+    Command::MarkDeleted { snapshot: snapshot(kind, number), request: None, force: false, by }
 }
 
 /// A state with one running job.
@@ -182,7 +203,8 @@ fn what_a_job_was_restored_from_is_held_until_it_has_its_own() {
     assert_eq!(state.apply(Millis(4), delete(Savepoint, 1)).unwrap_err().code, Code::FailedPrecondition);
     state.apply(Millis(5), change(2, JobChange::Cancel)).unwrap();
     state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap();
-    state.apply(Millis(6), delete(Savepoint, 1)).unwrap();
+    let error = state.apply(Millis(6), delete(Savepoint, 1)).unwrap_err();
+    assert!(error.message.contains("is the last completed one"), "nobody holds it any more: {error}");
 }
 
 #[test]
@@ -204,8 +226,7 @@ fn a_reservation_ends_once_and_only_under_its_own_nonce() {
 #[test]
 fn a_quota_refuses_typed_and_the_catalogue_remembers() {
     let mut state = running();
-    let limits = Limits { savepoints_max: Some(1), in_flight_max: None };
-    state.apply(Millis(1), Command::Found { cluster: ClusterId::new("c").unwrap(), limits }).unwrap();
+    state.apply(Millis(1), found(Some(1), None)).unwrap();
     take(&mut state, Savepoint, 1);
     let error = state.apply(Millis(2), reserve(Savepoint, 2, Trigger::User, Some("r"))).unwrap_err();
     assert_eq!(error.code, Code::QuotaExceeded);
@@ -224,6 +245,7 @@ fn failures_alike_are_one_entry_and_others_are_bounded() {
     for number in 1..=5 {
         state.apply(Millis(number), reserve(Checkpoint, number, Trigger::Periodic, None)).unwrap();
         state.apply(Millis(number), abort(Checkpoint, number)).unwrap();
+        state.apply(Millis(number), Command::Swept { snapshot: snapshot(Checkpoint, number) }).unwrap();
     }
     let entries = state.snapshots_of(&job(1)).into_iter().cloned().collect::<Vec<_>>();
     assert_eq!(entries.len(), 1);
@@ -231,8 +253,9 @@ fn failures_alike_are_one_entry_and_others_are_bounded() {
     for number in 6..=60 {
         state.apply(Millis(number), reserve(Checkpoint, number, Trigger::User, None)).unwrap();
         state.apply(Millis(number), abort(Checkpoint, number)).unwrap();
+        state.apply(Millis(number), Command::Swept { snapshot: snapshot(Checkpoint, number) }).unwrap();
     }
-    assert_eq!(state.snapshots_of(&job(1)).len(), 20);
+    assert_eq!(state.snapshots_of(&job(1)).len(), 21, "twenty that were asked for, and the periodic ones");
     assert_eq!(state.jobs[&job(1)].last_barrier, BarrierId(60));
 }
 
@@ -309,6 +332,59 @@ fn kind() -> impl Strategy<Value = SnapshotKind> {
     prop_oneof![Just(Checkpoint), Just(Savepoint)]
 }
 
+fn found(savepoints: Option<u64>, in_flight: Option<u64>) -> Command {
+    let cluster = QuotaLimits { savepoints, in_flight, ..QuotaLimits::default() };
+    let defaults = Box::new(QuotaDefaults { cluster, ..QuotaDefaults::default() });
+    Command::Found { cluster: ClusterId::new("c").unwrap(), defaults }
+}
+
+fn level() -> impl Strategy<Value = QuotaLevel> {
+    prop::sample::select(["cluster", "namespace:default", "owner:ada", "job:clicks", "job:web/top pages"].to_vec())
+        .prop_map(|level| level.parse().unwrap())
+}
+
+fn limits() -> impl Strategy<Value = Option<QuotaLimits>> {
+    let limit = || prop::option::weighted(0.3, 0u64..40);
+    prop::option::of((limit(), limit(), limit(), limit(), limit(), limit()).prop_map(
+        |(savepoints, retained_checkpoints, bytes, in_flight, minimum_interval_ms, age_ms)| QuotaLimits {
+            savepoints,
+            retained_checkpoints,
+            bytes,
+            in_flight,
+            minimum_interval_ms,
+            age_ms,
+        },
+    ))
+}
+
+fn change_of_annotations() -> impl Strategy<Value = AnnotationChange> {
+    let labels = prop::collection::btree_map("[a-c]", "[x-z]", 0..2);
+    let removed = prop::collection::btree_set("[d-f]", 0..2);
+    let parts =
+        (prop::option::of("[a-z]{0,3}"), prop::option::of("[a-z ]{0,9}"), labels, removed, any::<Option<bool>>());
+    parts.prop_map(|(name, note, set_labels, remove_labels, pinned)| AnnotationChange {
+        name,
+        note,
+        set_labels,
+        remove_labels,
+        pinned,
+    })
+}
+
+fn policy() -> impl Strategy<Value = RetentionPolicy> {
+    let labels = prop::collection::btree_map("[a-c]", "[x-z]", 0..2);
+    let schedule =
+        prop::sample::select(vec![None, Some(Schedule::EveryMs(5_000)), Some(Schedule::Cron("0 3 * * *".to_owned()))]);
+    (prop::option::of(0u32..3), prop::option::of(0u64..9), labels, schedule).prop_map(
+        |(keep_last, keep_for_ms, keep_labels, schedule)| RetentionPolicy {
+            keep_last,
+            keep_for_ms,
+            keep_labels,
+            schedule,
+        },
+    )
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let changes = prop::sample::select(vec![
         JobChange::Run,
@@ -322,6 +398,7 @@ fn command() -> impl Strategy<Value = Command> {
     ]);
     let trigger = prop::sample::select(vec![
         Trigger::Periodic,
+        Trigger::Scheduled,
         Trigger::User,
         Trigger::Stop(StopMode::Suspend),
         Trigger::Stop(StopMode::Drain),
@@ -337,12 +414,32 @@ fn command() -> impl Strategy<Value = Command> {
             request.as_deref()
         )),
         (kind(), 1u64..8).prop_map(|(kind, number)| complete(kind, number, "n")),
+        (2u64..8, 1u64..7).prop_map(|(number, base)| complete_on(number, base.min(number - 1))),
         (kind(), 1u64..8).prop_map(|(kind, number)| abort(kind, number)),
         (kind(), 1u64..8).prop_map(|(kind, number)| delete(kind, number)),
         (kind(), 1u64..8).prop_map(|(kind, number)| Command::Deleted { snapshot: snapshot(kind, number) }),
-        (prop::option::of(1u64..4), prop::option::of(1u64..3)).prop_map(|(savepoints_max, in_flight_max)| {
-            let limits = Limits { savepoints_max, in_flight_max };
-            Command::Found { cluster: ClusterId::new("c").unwrap(), limits }
+        (prop::option::of(1u64..4), prop::option::of(1u64..3))
+            .prop_map(|(savepoints, in_flight)| found(savepoints, in_flight)),
+        (level(), limits()).prop_map(|(level, limits)| Command::SetQuota { request: None, level, limits }),
+        (kind(), 1u64..8, 0u64..100).prop_map(|(kind, number, bytes)| Command::Grant {
+            snapshot: snapshot(kind, number),
+            nonce: Nonce(format!("n{number}")),
+            bytes,
+        }),
+        (kind(), 1u64..8, change_of_annotations()).prop_map(|(kind, number, change)| {
+            Command::Annotate { snapshot: snapshot(kind, number), request: None, change }
+        }),
+        (level(), prop::option::of(policy())).prop_map(|(level, policy)| Command::SetPolicy {
+            level,
+            request: None,
+            policy,
+            by: "ada".into()
+        }),
+        Just(Command::EnforcePolicies),
+        (kind(), 1u64..8).prop_map(|(kind, number)| Command::Swept { snapshot: snapshot(kind, number) }),
+        (1u32..3, 0u64..8).prop_map(|(number, file)| Command::Released {
+            job: job(number),
+            names: vec![format!("{}+f", snapshot(Checkpoint, file))]
         }),
     ]
 }

@@ -4,7 +4,7 @@
 //! file or directory counts only once its directory is fsynced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -70,30 +70,14 @@ pub(crate) fn read_at(file: &File, position: u64, len: usize) -> io::Result<Vec<
 
 /// Makes the entries of `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
+    weir_durable::sync_directory(dir)
         .map_err(|error| Error::io(format!("directory {} could not be synced", dir.display()), &error))
 }
 
 /// Replaces `path` by `bytes` so that a crash leaves the old file or the new one, whole.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |error: io::Error| Error::io(format!("{} could not be written", path.display()), &error);
-    let temporary = path.with_extension("tmp");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        // A full disk must not be held full by what could not be finished.
-        let _ = fs::remove_file(&temporary);
-        return Err(failed(error));
-    }
-    match path.parent() {
-        Some(dir) => sync_dir(dir),
-        None => Ok(()),
-    }
+    weir_durable::replace_file(path, bytes)
+        .map_err(|error| Error::io(format!("{} could not be written", path.display()), &error))
 }
 
 /// The whole file, or `None` if there is none.
@@ -110,14 +94,10 @@ pub(crate) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Creates `dir` and its parents, and makes it durable in its parent.
+/// Creates `dir` and its parents, each of them durable in its own parent.
 pub(crate) fn create_dir(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir)
-        .map_err(|error| Error::io(format!("directory {} could not be created", dir.display()), &error))?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => Ok(()),
-    }
+    weir_durable::create_directories(dir)
+        .map_err(|error| Error::io(format!("directory {} could not be created", dir.display()), &error))
 }
 
 /// Removes a file or a directory tree; gone already is fine.

@@ -13,9 +13,11 @@ use arrow::datatypes::SchemaRef;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::field::{DisplayValue, display};
 use tracing::{error, info, warn};
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use weir_types::snapshot::SnapshotKind;
 use weir_types::store::{PartitionInfo, Pin, RecordFormat, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
@@ -246,7 +248,7 @@ impl StreamState {
         changed.insert(holder, pin.clone());
         self.write_pins(&changed)?;
         *pins = changed;
-        info!(stream = %self.name, holder = %pin.holder, "pinned");
+        info!(stream = %self.name, holder = %pin.holder, snapshot = about(&pin.holder), cut = %pin.cut, "pinned");
         Ok(pin)
     }
 
@@ -257,7 +259,7 @@ impl StreamState {
         if changed.remove(holder).is_some() {
             self.write_pins(&changed)?;
             *pins = changed;
-            info!(stream = %self.name, %holder, "unpinned");
+            info!(stream = %self.name, %holder, snapshot = about(holder), "unpinned");
         }
         Ok(())
     }
@@ -299,7 +301,7 @@ impl StreamState {
             self.write_pins(&changed)?;
             *pins = changed;
             for pin in &overrun {
-                warn!(stream = %self.name, holder = %pin.holder, "pin overrun by a forced truncation");
+                warn!(stream = %self.name, holder = %pin.holder, snapshot = about(&pin.holder), "pin overrun by a forced truncation");
             }
         }
         for (id, offset) in &cut.0 {
@@ -331,10 +333,18 @@ impl StreamState {
         }
         let was_held = self.retention_is_held.swap(held_by.is_some(), Ordering::Relaxed);
         if let Some(holder) = held_by.filter(|_| !was_held) {
-            warn!(stream = %self.name, %holder, "retention is held up by a pin");
+            warn!(stream = %self.name, %holder, snapshot = about(&holder), "retention is held up by a pin");
         }
         Ok(())
     }
+}
+
+/// The holder as a log line's `snapshot`, if it is one.
+fn about(holder: &PinHolder) -> Option<DisplayValue<&PinHolder>> {
+    let is_snapshot = [SnapshotKind::Checkpoint, SnapshotKind::Savepoint]
+        .iter()
+        .any(|kind| holder.as_str().strip_prefix(kind.prefix()).is_some_and(|rest| rest.starts_with('-')));
+    is_snapshot.then(|| display(holder))
 }
 
 /// What the partitions of a stream have in common.

@@ -5,11 +5,13 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+use weir_dataflow::grants::SnapshotGrants;
 use weir_dataflow::subtask::SubtaskEvent;
 use weir_service::Shutdown;
 use weir_service::http::Readiness;
@@ -54,6 +56,8 @@ pub(crate) struct Agent {
     pub(crate) config: JobManagerConfig,
     pub(crate) stop_timeout: Duration,
     pub(crate) tasks: Tasks,
+    /// What snapshots may write here.
+    pub(crate) grants: Arc<SnapshotGrants>,
     pub(crate) events: mpsc::Receiver<TaskEvent>,
     pub(crate) reports: mpsc::Receiver<SubtaskEvent>,
     pub(crate) readiness: Readiness,
@@ -75,6 +79,7 @@ enum Wake {
     Command(Result<ToTaskManager>),
     Event(TaskEvent),
     Report(SubtaskEvent),
+    Grants,
     Tick,
 }
 
@@ -90,6 +95,7 @@ impl Agent {
                 wake = link.wake() => wake,
                 Some(report) = self.reports.recv() => Wake::Report(report),
                 Some(event) = self.events.recv() => Wake::Event(event),
+                () = self.grants.changed() => Wake::Grants,
                 _ = tick.tick() => Wake::Tick,
             };
             if let Err(error) = self.on_wake(wake, &mut link, &mut tick) {
@@ -106,6 +112,7 @@ impl Agent {
     }
 
     fn on_wake(&mut self, wake: Wake, link: &mut Link, tick: &mut tokio::time::Interval) -> Result<()> {
+        let anew = matches!(wake, Wake::Opened(Ok(_)));
         match wake {
             Wake::Opened(opened) => {
                 let session = self.welcome(opened?)?;
@@ -126,6 +133,8 @@ impl Agent {
                 self.say(messages);
             }
             Wake::Event(event) => self.on_event(event),
+            // What is to be said is looked at below.
+            Wake::Grants => {}
             Wake::Tick => {
                 self.telemetry.publish(&self.tasks);
                 if matches!(link, Link::Open { .. }) {
@@ -138,6 +147,9 @@ impl Agent {
             while let Some(message) = self.unsent.front() {
                 session.send(message)?;
                 self.unsent.pop_front();
+            }
+            for message in self.grants.messages(anew) {
+                session.send(&message)?;
             }
             if self.tasks.has_ended() {
                 // Their last rows count.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_dataflow::ConnectorFactory;
 use weir_dataflow::channel::{ChannelReceiver, ChannelSender, channel};
+use weir_dataflow::grants::SnapshotGrants;
 use weir_dataflow::memory::MemoryBudget;
 use weir_dataflow::metrics::SubtaskMetrics;
 use weir_dataflow::plan::{Endpoint, Peer, SubtaskPlan, plan_subtasks};
@@ -30,7 +31,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 /// What happens to subtasks, beside what they report themselves.
 #[derive(Debug)]
 pub(crate) enum TaskEvent {
-    /// State is restored, connectors and exchanges are there.
+    /// State is restored, connectors and exchanges are there, and sinks have fenced older attempts.
     Running(SubtaskId),
     /// It is gone from its slot.
     Ended(SubtaskId, Result<Outcome>),
@@ -52,6 +53,8 @@ pub(crate) struct Host {
     pub(crate) io: tokio::runtime::Handle,
     /// Where snapshot files are written and read.
     pub(crate) files: tokio::runtime::Handle,
+    /// What snapshots may write.
+    pub(crate) grants: Arc<SnapshotGrants>,
     /// What a channel may hold.
     pub(crate) channel_bytes: usize,
     /// Where events go.
@@ -123,6 +126,7 @@ impl Host {
             reports: self.reports.clone(),
             io: self.io.clone(),
             files: self.files.clone(),
+            grants: self.grants.clone(),
             metrics: metrics.clone(),
             memory: self.memory.clone(),
         };
@@ -149,6 +153,7 @@ struct Parts {
     reports: mpsc::Sender<SubtaskEvent>,
     io: tokio::runtime::Handle,
     files: tokio::runtime::Handle,
+    grants: Arc<SnapshotGrants>,
     metrics: Arc<SubtaskMetrics>,
     memory: Arc<MemoryBudget>,
 }
@@ -159,7 +164,7 @@ async fn run(
     events: mpsc::Sender<TaskEvent>,
     cancelled: CancellationToken,
 ) -> Result<Outcome> {
-    let Parts { plan, inputs, outputs, control, reports, io, files, metrics, memory } = parts;
+    let Parts { plan, inputs, outputs, control, reports, io, files, grants, metrics, memory } = parts;
     let id = plan.id.clone();
     let context = SubtaskContext {
         plan,
@@ -170,13 +175,19 @@ async fn run(
         events: reports,
         io,
         files,
+        grants,
         metrics,
         memory,
+    };
+    let ready = async {
+        let mut subtask = Subtask::build(context).await?;
+        subtask.ready().await?;
+        Ok::<_, Error>(subtask)
     };
     let subtask = tokio::select! {
         biased;
         () = cancelled.cancelled() => return Ok(Outcome::Cancelled),
-        built = Subtask::build(context) => built?,
+        ready = ready => ready?,
     };
     let _closing_down = events.send(TaskEvent::Running(id)).await;
     let overdue = async {

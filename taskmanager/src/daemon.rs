@@ -7,6 +7,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc;
 use weir_connectors::Connectors;
 use weir_dataflow::ConnectorFactory;
+use weir_dataflow::grants::SnapshotGrants;
 use weir_dataflow::memory::MemoryBudget;
 use weir_service::Shutdown;
 use weir_service::http::Readiness;
@@ -111,6 +112,7 @@ pub async fn run(
 
     let (event_sender, events) = mpsc::channel(EVENTS_MAX);
     let (report_sender, reports) = mpsc::channel(EVENTS_MAX);
+    let grants = SnapshotGrants::new();
     let host = Host {
         id,
         slots: Slots::new(config.slots)?,
@@ -119,6 +121,7 @@ pub async fn run(
         connectors,
         io,
         files,
+        grants: grants.clone(),
         channel_bytes: config.exchange.channel_bytes.as_usize(),
         events: event_sender,
         reports: report_sender,
@@ -129,6 +132,7 @@ pub async fn run(
         config: config.jobmanager,
         stop_timeout: config.stop_timeout.0,
         tasks: Tasks::new(host),
+        grants,
         events,
         reports,
         readiness,

@@ -13,6 +13,7 @@ mod config;
 mod daemon;
 pub mod exchange;
 mod fences;
+mod loads;
 mod session;
 mod slots;
 mod tasks;

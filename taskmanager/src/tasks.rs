@@ -12,16 +12,17 @@ use tokio_util::sync::CancellationToken;
 use weir_dataflow::metrics::SubtaskMetrics;
 use weir_dataflow::subtask::{Control, Outcome, SubtaskEvent};
 use weir_types::control::{
-    CancelAttempt, FinishAttempt, FromTaskManager, SnapshotDeclined, SnapshotOutcome, SubtaskProgress, SubtaskStatus,
-    ToTaskManager, TriggerBarrier,
+    CancelAttempt, FinishAttempt, FromTaskManager, Grant, SnapshotDeclined, SnapshotOutcome, SubtaskProgress,
+    SubtaskStatus, ToTaskManager, TriggerBarrier,
 };
 use weir_types::deployment::{Deployment, SubtaskState};
-use weir_types::ids::{Attempt, ChainId, JobId, SubtaskId, SubtaskIndex, Term};
+use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, SubtaskId, SubtaskIndex, Term};
 use weir_types::snapshot::Barrier;
 use weir_types::{Code, Error, Result};
 
 use crate::attempt::{Host, Launched, TaskEvent};
 use crate::fences::Fences;
+use crate::loads::{Load, Loads};
 
 /// The attempts that run here.
 pub(crate) struct Tasks {
@@ -38,6 +39,8 @@ struct Running {
     attempt: Attempt,
     subtasks: BTreeMap<SubtaskId, Task>,
     cancelled: CancellationToken,
+    /// Of the snapshot in flight.
+    loads: Option<Loads>,
 }
 
 /// One subtask.
@@ -92,6 +95,13 @@ impl Tasks {
             }
             ToTaskManager::Trigger(TriggerBarrier { term, job, attempt, barrier }) => {
                 if self.commands(term, "trigger", &job) { self.trigger(&job, attempt, &barrier) } else { Vec::new() }
+            }
+            ToTaskManager::Grant(Grant { term, subtask, snapshot, bytes }) => {
+                if self.commands(term, "grant", &subtask.job) {
+                    tracing::debug!(%subtask, %snapshot, bytes, "granted");
+                    self.host.grants.grant(&subtask, &snapshot, bytes);
+                }
+                Vec::new()
             }
             ToTaskManager::Finish(FinishAttempt { term, job, attempt }) => {
                 if self.commands(term, "finish", &job) {
@@ -164,7 +174,7 @@ impl Tasks {
                 let attempt = deployment.attempt;
                 tracing::info!(%job, %attempt, subtasks = subtasks.len(), "attempt deployed");
                 let messages = subtasks.iter().map(|(id, task)| status(id, &task.state)).collect();
-                self.attempts.insert(job.clone(), Running { attempt, subtasks, cancelled });
+                self.attempts.insert(job.clone(), Running { attempt, subtasks, cancelled, loads: None });
                 messages
             }
             Err(error) => {
@@ -223,6 +233,11 @@ impl Tasks {
             let (barrier, snapshot) = (barrier.id, barrier.snapshot.clone());
             return vec![FromTaskManager::SnapshotDeclined(SnapshotDeclined { subtask, barrier, snapshot, error })];
         }
+        if let Some(running) = self.attempts.get_mut(job) {
+            let alive = running.subtasks.iter().filter(|(_, task)| !task.state.is_terminal());
+            let alive = alive.map(|(id, task)| (id.clone(), Arc::clone(&task.metrics)));
+            running.loads = Some(Loads::begin(barrier.id, alive));
+        }
         let deaf = self.tell(job, attempt, &Control::Trigger(barrier.clone()), |task| task.is_source);
         let declined = deaf.into_iter().map(|(subtask, error)| {
             tracing::warn!(%subtask, snapshot = %barrier.snapshot, %error, "snapshot declined");
@@ -249,8 +264,18 @@ impl Tasks {
         }
         match &failure {
             None => tracing::info!(%job, %attempt, %snapshot, "snapshot completed"),
-            Some(error) => tracing::warn!(%job, %attempt, %snapshot, %error, "snapshot failed"),
+            Some(error) => tracing::warn!(%job, %attempt, %snapshot, code = %error.code, %error, "snapshot failed"),
         }
+        if let Some(running) = self.attempts.get_mut(&job).filter(|running| running.attempt == attempt) {
+            let loads = running.loads.take_if(|loads| loads.barrier == barrier);
+            for (subtask, load) in loads.iter().flat_map(Loads::rest).filter(|_| failure.is_some()) {
+                let Load { busy_percent, backpressured_percent } = load;
+                let name = running.subtasks.get(subtask).map(|task| task.name.as_str()).unwrap_or_default();
+                tracing::warn!(%snapshot, %subtask, name, busy_percent, backpressured_percent, "had not acknowledged");
+            }
+        }
+        // Writers that wait for a grant are woken before their subtasks hear of it.
+        self.host.grants.end(&job, attempt, barrier, &snapshot, failure.clone());
         self.tell(&job, attempt, &Control::Outcome { barrier, failure }, |_| true);
     }
 
@@ -309,7 +334,10 @@ impl Tasks {
             SubtaskEvent::Drained(id) => self.change(&id, SubtaskState::Drained),
             SubtaskEvent::SnapshotAcked(snapshot) => {
                 metrics::counter!("weir_taskmanager_snapshots_acknowledged_total").increment(1);
-                tracing::debug!(subtask = %snapshot.subtask, snapshot = %snapshot.snapshot, "snapshot acknowledged");
+                let load = self.load_of(&snapshot.subtask, snapshot.barrier);
+                tracing::debug!(subtask = %snapshot.subtask, snapshot = %snapshot.snapshot,
+                    busy_percent = load.map(|load| load.busy_percent),
+                    backpressured_percent = load.map(|load| load.backpressured_percent), "snapshot acknowledged");
                 vec![FromTaskManager::SnapshotAcked(snapshot)]
             }
             SubtaskEvent::SnapshotDeclined(declined) => {
@@ -317,6 +345,11 @@ impl Tasks {
                 vec![FromTaskManager::SnapshotDeclined(declined)]
             }
         }
+    }
+
+    fn load_of(&mut self, subtask: &SubtaskId, barrier: BarrierId) -> Option<Load> {
+        let running = self.attempts.get_mut(&subtask.job).filter(|running| running.attempt == subtask.attempt)?;
+        running.loads.as_mut().filter(|loads| loads.barrier == barrier)?.take(subtask)
     }
 
     fn change(&mut self, id: &SubtaskId, state: SubtaskState) -> Vec<FromTaskManager> {
@@ -378,6 +411,7 @@ impl Tasks {
     /// Forgets attempts that are over; the JobManager has been told.
     pub(crate) fn forget_ended(&mut self) {
         self.attempts.retain(|_, running| !running.is_over());
+        self.host.grants.retain_jobs(|job| self.attempts.contains_key(job) || self.waiting.contains_key(job));
     }
 
     fn forget(&mut self, job: &JobId) {

@@ -145,6 +145,7 @@ fn trigger(attempt: u32, barrier: u64) -> ToTaskManager {
         triggered_at_ms: 0,
         stop: StopMode::Continue,
         directory: "unused".to_owned(),
+        base: None,
     };
     ToTaskManager::Trigger(TriggerBarrier {
         term: Term(1),
@@ -405,6 +406,11 @@ async fn failures_are_reported_with_their_error_and_outcomes_reach_subtasks() {
             failure: Some(Error::internal("declined")),
         }))
         .await;
+    let stopped = session.said().await;
+    assert!(
+        matches!(&stopped, FromTaskManager::WritersStopped(stopped) if stopped.snapshot.as_str() == "chk-1"),
+        "{stopped:?}"
+    );
     connectors.fail_prepares(None);
     session.command(trigger(1, 2)).await;
     assert_eq!(session.acknowledged().await.barrier, BarrierId(2));

@@ -22,19 +22,24 @@ const LEFTOVERS: [(&str, &str); 6] = [
 ];
 
 /// Which of the workspace's own crates each one may link. Lower layers first; binaries never link each other.
-const MAY_LINK: [(&str, &[&str]); 18] = [
+const MAY_LINK: [(&str, &[&str]); 20] = [
     ("weir-types", &[]),
+    ("weir-durable", &[]),
     ("weir-coordination", &["weir-types"]),
-    ("weir-replication", &["weir-types"]),
+    ("weir-replication", &["weir-types", "weir-durable"]),
     ("weir-functions", &["weir-types"]),
     ("weir-service", &["weir-types"]),
     ("weir-testkit", &["weir-types"]),
     ("weir-proto", &["weir-types", "weir-coordination"]),
     ("weir-sql", &["weir-types", "weir-functions"]),
-    ("weir-state", &["weir-types", "weir-functions"]),
+    ("weir-state", &["weir-types", "weir-durable", "weir-functions"]),
+    ("weir-inspect", &["weir-types", "weir-functions", "weir-state"]),
     ("weir-dataflow", &["weir-types", "weir-functions", "weir-state"]),
-    ("weir-stream-store", &["weir-types", "weir-proto", "weir-service"]),
-    ("weir-connectors", &["weir-types", "weir-functions", "weir-state", "weir-dataflow", "weir-stream-store"]),
+    ("weir-stream-store", &["weir-types", "weir-durable", "weir-proto", "weir-service"]),
+    (
+        "weir-connectors",
+        &["weir-types", "weir-durable", "weir-functions", "weir-state", "weir-dataflow", "weir-stream-store"],
+    ),
     (
         "weir-jobmanager",
         &[
@@ -63,11 +68,24 @@ const MAY_LINK: [(&str, &[&str]); 18] = [
         ],
     ),
     // The quickstart plans a user's script and computes it in batch, to check what the job made of it.
-    ("weir-cli", &["weir-types", "weir-proto", "weir-service", "weir-stream-store", "weir-functions", "weir-sql"]),
+    (
+        "weir-cli",
+        &[
+            "weir-types",
+            "weir-proto",
+            "weir-service",
+            "weir-stream-store",
+            "weir-functions",
+            "weir-sql",
+            "weir-inspect",
+        ],
+    ),
     (
         "weir-benches",
         &[
             "weir-types",
+            "weir-coordination",
+            "weir-coordination",
             "weir-replication",
             "weir-functions",
             "weir-state",

@@ -3,9 +3,12 @@
 mod cluster;
 mod group;
 mod jobs;
+mod policy;
+mod quota;
+mod restore_plan;
 pub(crate) mod run;
 pub(crate) mod show;
-mod snapshots;
+pub(crate) mod snapshots;
 pub(crate) mod stream;
 mod stream_read;
 
@@ -29,9 +32,11 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Explain { script, plan } => run::explain(global, &script, &plan).await,
         Command::List { running, scheduled, all } => jobs::list(global, running, scheduled, all).await,
         Command::Job(command) => jobs::job(global, command).await,
-        Command::Savepoint { dispose: Some(snapshot), .. } => snapshots::dispose(global, snapshot).await,
-        Command::Savepoint { job, directory, wait, .. } => {
-            snapshots::savepoint(global, job.unwrap_or_default(), directory, wait).await
+        Command::Savepoint { dispose: Some(snapshot), force, wait, .. } => {
+            snapshots::dispose(global, snapshot, force, wait.owner).await
+        }
+        Command::Savepoint { job, directory, annotations, wait, .. } => {
+            snapshots::savepoint(global, job.unwrap_or_default(), directory, annotations, wait).await
         }
         Command::Checkpoint { job, wait } => snapshots::checkpoint(global, job, wait).await,
         Command::Stop { savepoint_path, drain, job, wait } => {
@@ -39,6 +44,8 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         }
         Command::Cancel { job } => jobs::cancel(global, job).await,
         Command::Snapshots(command) => snapshots::run(global, command).await,
+        Command::Policy(command) => policy::run(global, command).await,
+        Command::Quota(command) => quota::run(global, command).await,
         Command::Stream(command) => stream::run(global, command).await,
         Command::Group(command) => group::run(global, command).await,
         Command::Quickstart(args) => quickstart::run(global, args).await,

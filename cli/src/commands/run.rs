@@ -1,16 +1,17 @@
 //! `weir run` and `weir explain`: a script becomes one job.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use serde_json::json;
 use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
+use weir_types::restore::RestorePlan;
 use weir_types::{Code, Error, Result};
 
 use crate::args::{Global, PlanArgs, RunArgs};
-use crate::commands::{show, snapshots};
+use crate::commands::{restore_plan, show, snapshots};
 use crate::connect::{self, JobManager};
 use crate::output::{self, Progress, count};
 
@@ -20,6 +21,9 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
     request.allow_non_restored_state = args.allow_non_restored_state;
     let mut jobmanager = connect::jobmanager(global).await?;
+    if args.only_plan {
+        return plan_restore(global, &mut jobmanager, request).await;
+    }
     let job = jobmanager.submit(request).await.map_err(|status| from_status(&status))?.into_inner();
     if args.detached {
         return if global.json {
@@ -41,6 +45,22 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
         Some(summary) if global.json => output::print_json(&show::job_json(&summary)),
         _ => Ok(()),
     }
+}
+
+/// Shows what a restore would do, and fails as it would.
+async fn plan_restore(global: &Global, jobmanager: &mut JobManager, request: pb::SubmitRequest) -> Result<()> {
+    let reply = jobmanager.plan_restore(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let plan: RestorePlan = serde_json::from_str(&reply.json).map_err(|error| {
+        Error::internal("the JobManager answered with a plan that this command cannot read")
+            .with_detail(error.to_string())
+    })?;
+    if global.json {
+        let json = serde_json::to_value(&plan);
+        output::print_json(&json.map_err(|error| Error::internal(error.to_string()))?)?;
+    } else {
+        output::print(&restore_plan::text(&plan))?;
+    }
+    plan.check()
 }
 
 /// Follows a job to its end, showing state changes and progress.
@@ -99,7 +119,7 @@ pub(crate) async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> 
 fn request(path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
     let sql = read_script(path)?;
     let stem = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "-");
-    let mut options = HashMap::new();
+    let mut options = BTreeMap::new();
     for setting in &plan.set {
         let (key, value) = setting.split_once('=').ok_or_else(|| {
             Error::invalid(format!("{setting:?} is not a setting")).with_hint("Write --set KEY=VALUE.")
@@ -122,7 +142,11 @@ fn request(path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
     })
 }
 
-fn read_script(path: &Path) -> Result<String> {
+/// Reads a script; `-` is standard input.
+///
+/// # Errors
+/// `NOT_FOUND`, `IO`.
+pub(crate) fn read_script(path: &Path) -> Result<String> {
     let read = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)

@@ -1,10 +1,11 @@
-//! Jobs and snapshots as tables, text and JSON.
+//! Jobs as tables, text and JSON.
 
 use serde_json::{Value, json};
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::common::v1 as common;
 use weir_types::Error;
 
+use crate::commands::snapshots::view::{snapshot_json, snapshots_table};
 use crate::output::{self, bytes, count};
 use crate::time;
 
@@ -28,7 +29,8 @@ pub(crate) fn job_json(job: &pb::JobSummary) -> Value {
     })
 }
 
-fn failure_json(failure: Option<&common::Error>) -> Value {
+/// What broke, for programs.
+pub(crate) fn failure_json(failure: Option<&common::Error>) -> Value {
     failure.map_or(Value::Null, |failure| json!(Error::from(failure.clone())))
 }
 
@@ -118,102 +120,6 @@ pub(crate) fn job_detail_text(job: &pb::JobDetail) -> String {
     }
     if !job.plan.is_empty() {
         text += &format!("\n{}\n", job.plan.trim_end());
-    }
-    text
-}
-
-/// `checkpoint` or `savepoint`.
-pub(crate) fn kind(snapshot: &pb::Snapshot) -> &'static str {
-    if snapshot.savepoint { "savepoint" } else { "checkpoint" }
-}
-
-/// A snapshot for programs.
-pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
-    let timings: Vec<_> = snapshot
-        .timings
-        .iter()
-        .map(|timing| {
-            json!({
-                "chain": timing.chain, "subtask": timing.index, "start_delay_us": timing.start_delay_us,
-                "alignment_us": timing.alignment_us, "sync_us": timing.sync_us, "async_us": timing.async_us,
-                "bytes": timing.bytes,
-            })
-        })
-        .collect();
-    let sources: Vec<_> = snapshot
-        .sources
-        .iter()
-        .map(|source| {
-            json!({"uid": source.uid, "split": source.split, "offset": source.offset, "finished": source.finished})
-        })
-        .collect();
-    json!({
-        "id": snapshot.id, "kind": kind(snapshot), "name": snapshot.name, "job": snapshot.job,
-        "job_name": snapshot.job_name, "owner": snapshot.owner, "namespace": snapshot.namespace,
-        "state": snapshot.state, "trigger": snapshot.trigger, "triggered_at_ms": snapshot.triggered_at_ms,
-        "ended_at_ms": snapshot.ended_at_ms, "directory": snapshot.directory, "bytes": snapshot.bytes,
-        "rows": snapshot.rows, "parallelism": snapshot.parallelism, "restored_from": snapshot.restored_from,
-        "failure": failure_json(snapshot.failure.as_ref()), "subtasks_acknowledged": snapshot.subtasks_acknowledged,
-        "subtasks_total": snapshot.subtasks_total, "timings": timings, "sources": sources,
-    })
-}
-
-/// Snapshots for people.
-pub(crate) fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
-    let rows = snapshots.iter().map(|snapshot| {
-        vec![
-            snapshot.id.clone(),
-            kind(snapshot).to_owned(),
-            snapshot.job_name.clone(),
-            if snapshot.owner.is_empty() { "-".to_owned() } else { snapshot.owner.clone() },
-            snapshot.state.clone(),
-            time::moment(snapshot.triggered_at_ms),
-            time::span(snapshot.triggered_at_ms, snapshot.ended_at_ms),
-            bytes(snapshot.bytes),
-            count(snapshot.rows),
-        ]
-    });
-    output::table(&["snapshot", "kind", "job", "owner", "state", "triggered", "took", "size", "rows"], &[6, 7, 8], rows)
-}
-
-/// One snapshot with all its parts, for people.
-pub(crate) fn snapshot_text(snapshot: &pb::Snapshot) -> String {
-    let mut text = snapshots_table(std::slice::from_ref(snapshot));
-    let trigger = if snapshot.trigger.is_empty() { "-" } else { &snapshot.trigger };
-    text += &format!(
-        "\nJob {} ({}), parallelism {}, trigger {trigger}, {}/{} subtasks acknowledged\n",
-        snapshot.job, snapshot.job_name, snapshot.parallelism, snapshot.subtasks_acknowledged, snapshot.subtasks_total,
-    );
-    if !snapshot.directory.is_empty() {
-        text += &format!("Directory {}\n", snapshot.directory);
-    }
-    if !snapshot.restored_from.is_empty() {
-        text += &format!("The job was restored from {}\n", snapshot.restored_from);
-    }
-    if let Some(failure) = &snapshot.failure {
-        text += &format!("\n{}", weir_service::report::render(&Error::from(failure.clone())));
-    }
-    if !snapshot.timings.is_empty() {
-        let rows = snapshot.timings.iter().map(|timing| {
-            vec![
-                timing.chain.to_string(),
-                timing.index.to_string(),
-                time::micros(timing.start_delay_us),
-                time::micros(timing.alignment_us),
-                time::micros(timing.sync_us),
-                time::micros(timing.async_us),
-                bytes(timing.bytes),
-            ]
-        });
-        let header = ["chain", "subtask", "start delay", "alignment", "sync", "async", "size"];
-        text += &format!("\n{}", output::table(&header, &[0, 1, 2, 3, 4, 5, 6], rows));
-    }
-    if !snapshot.sources.is_empty() {
-        let rows = snapshot.sources.iter().map(|source| {
-            let end = if source.finished { "finished" } else { "" };
-            vec![source.uid.clone(), source.split.clone(), count(source.offset), end.to_owned()]
-        });
-        text += &format!("\n{}", output::table(&["source", "split", "offset", ""], &[2], rows));
     }
     text
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use weir_types::{Error, Result};
+use weir_types::Result;
 
 use crate::args::QuickstartArgs;
+use crate::commands::run::read_script;
 use crate::commands::stream::open_lines;
 use crate::quickstart::builtin;
 
@@ -42,8 +43,7 @@ impl Input {
     }
 
     fn of_user(input: &PathBuf, script: &Path, key: Option<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(script)
-            .map_err(|error| Error::io(format!("could not read the script {}", script.display()), &error))?;
+        let text = read_script(script)?;
         let lines = open_lines(Some(input))?.collect::<Result<Vec<String>>>()?;
         Ok(Self { script: text, lines, key, own_script: true })
     }

@@ -11,6 +11,7 @@ use weir_types::{Code, Error, Result};
 
 use crate::cluster::file::ClusterFile;
 use crate::commands::show;
+use crate::commands::snapshots::view;
 use crate::commands::stream::{append_lines, create_stream, read_to_end};
 use crate::connect::{self, JobManager};
 use crate::output::{Progress, bytes, count};
@@ -139,7 +140,7 @@ impl<'a> Story<'a> {
                     let took = snapshot.ended_at_ms.saturating_sub(snapshot.triggered_at_ms);
                     say(&format!(
                         "  {} {} completed in {took} ms, {}",
-                        show::kind(snapshot),
+                        view::kind(snapshot),
                         snapshot.id,
                         bytes(snapshot.bytes)
                     ))?;

@@ -118,6 +118,7 @@ pub(crate) fn barrier(id: u64) -> Barrier {
         snapshot: SnapshotId::new(format!("chk-{id}")).unwrap(),
         kind: SnapshotKind::Checkpoint,
         directory: "chk".to_owned(),
+        base: None,
         triggered_at_ms: 0,
         stop: StopMode::Continue,
     }

@@ -5,4 +5,5 @@
 pub mod checkpoint;
 pub mod liveness;
 pub mod metadata;
+pub mod restore;
 pub mod scheduler;

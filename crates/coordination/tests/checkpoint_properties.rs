@@ -11,7 +11,9 @@ use weir_coordination::checkpoint::{
 };
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, RequestId, SnapshotId, SubtaskId, SubtaskIndex};
-use weir_types::snapshot::{OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StopMode, SubtaskSnapshot};
+use weir_types::snapshot::{
+    Annotations, OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StopMode, SubtaskSnapshot,
+};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -146,7 +148,8 @@ impl Shell {
                     directory: None,
                     timeout_ms: None,
                     owner: String::new(),
-                    name: None,
+                    annotations: Annotations::default(),
+                    evict: false,
                 })
             }
             Move::Ended => Event::Ended(failure()),

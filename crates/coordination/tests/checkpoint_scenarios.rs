@@ -13,7 +13,7 @@ use weir_coordination::checkpoint::{
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, RequestId, SnapshotId, SubtaskId, SubtaskIndex};
 use weir_types::snapshot::{
-    OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StateFile, StopMode, SubtaskSnapshot,
+    Annotations, OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StateFile, StopMode, SubtaskSnapshot,
 };
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
@@ -92,7 +92,7 @@ fn ack(words: &[&str]) -> SubtaskSnapshot {
             bytes: 100,
             rows: 5,
             crc32c: 0,
-            blocks: vec![],
+            ..StateFile::default()
         };
         vec![OperatorSnapshot { uid: "agg".into(), watermark_ms: 0, files: vec![file], splits: vec![], prepared: None }]
     };
@@ -119,7 +119,8 @@ fn request(words: &[&str]) -> Request {
         directory: value(words, "dir").map(str::to_owned),
         timeout_ms: number(words, "timeout"),
         owner: String::new(),
-        name: None,
+        annotations: Annotations::default(),
+        evict: false,
     }
 }
 
@@ -130,6 +131,8 @@ fn event(name: &str, words: &[&str]) -> Event {
         "ended" => Event::Ended(error("UNAVAILABLE")),
         "drained" => Event::Drained,
         "request" => Event::Requested(request(words)),
+        "queued" => Event::Queued(snapshot()),
+        "cancelled" => Event::Cancelled(snapshot(), error("CANCELLED")),
         "reserved" => Event::Reserved(snapshot(), result(words.get(1))),
         "groups" => Event::GroupsStarted(snapshot(), result(words.get(1))),
         "ack" => Event::Acked(ack(words)),

@@ -269,6 +269,14 @@ impl OperatorChain {
     /// If a receiver is gone or a sink cannot go on.
     pub async fn room(&mut self) -> Result<()> {
         poll_fn(|cx| self.outputs.poll_room(cx)).await?;
+        self.sinks_ready().await
+    }
+
+    /// Waits until all sinks have started and have room. Cancel safe.
+    ///
+    /// # Errors
+    /// If a sink cannot go on.
+    pub async fn sinks_ready(&mut self) -> Result<()> {
         for (name, sink) in self.sinks()? {
             sink.ready().await.map_err(|error| named(name, error))?;
         }

@@ -58,6 +58,7 @@ pub(crate) fn stop_barrier(id: u64, stop: StopMode) -> Barrier {
         triggered_at_ms: 0,
         stop,
         directory: "/nonexistent".to_owned(),
+        base: None,
     }
 }
 

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 use weir_types::Result;
-use weir_types::ids::BarrierId;
+use weir_types::ids::{BarrierId, SubtaskId};
 use weir_types::snapshot::Barrier;
 
 use crate::channel::ChannelReceiver;
@@ -223,6 +223,8 @@ impl GateState {
 
 /// Reads the channels into a subtask fairly: each open channel in turn.
 pub struct InputGate {
+    /// Whose gate it is, for the log.
+    subtask: Option<SubtaskId>,
     receivers: Vec<ChannelReceiver>,
     state: GateState,
     turn: usize,
@@ -232,7 +234,20 @@ pub struct InputGate {
 impl InputGate {
     /// A gate over these channels.
     pub fn new(receivers: Vec<ChannelReceiver>) -> Self {
-        Self { state: GateState::new(receivers.len()), receivers, turn: 0, started: Instant::now() }
+        Self { subtask: None, state: GateState::new(receivers.len()), receivers, turn: 0, started: Instant::now() }
+    }
+
+    /// The same gate, whose log says whose it is.
+    #[must_use]
+    pub fn of(self, subtask: SubtaskId) -> Self {
+        Self { subtask: Some(subtask), ..self }
+    }
+
+    /// The barrier that is being aligned, and on how many of all channels it has arrived or will not any more.
+    pub fn aligning(&self) -> Option<(&Barrier, usize, usize)> {
+        let alignment = self.state.alignment.as_ref()?;
+        let arrived = self.state.channels.iter().filter(|channel| channel.aligned || channel.ended).count();
+        Some((&alignment.barrier, arrived, self.state.channels.len()))
     }
 
     /// As [`GateState::cancel`].
@@ -257,7 +272,17 @@ impl InputGate {
                 return Poll::Pending;
             };
             let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let is_barrier = matches!(element, Element::Barrier(_));
             self.state.on_element(channel, element, now_us);
+            if is_barrier {
+                self.log_alignment(channel);
+            }
+        }
+    }
+
+    fn log_alignment(&self, channel: usize) {
+        if let (Some(subtask), Some((barrier, arrived, inputs))) = (&self.subtask, self.aligning()) {
+            tracing::debug!(snapshot = %barrier.snapshot, %subtask, channel, arrived, inputs, "aligning");
         }
     }
 

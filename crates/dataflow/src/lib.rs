@@ -9,6 +9,7 @@ pub mod exchange;
 #[cfg(test)]
 mod fixtures;
 pub mod gate;
+pub mod grants;
 pub mod memory;
 pub mod metrics;
 pub mod operator;

@@ -19,6 +19,7 @@ use weir_types::{Error, Result};
 use crate::ConnectorFactory;
 use crate::channel::channel;
 use crate::element::Batch;
+use crate::grants::SnapshotGrants;
 use crate::memory::MemoryBudget;
 use crate::metrics::SubtaskMetrics;
 use crate::plan::plan_subtasks;
@@ -275,6 +276,7 @@ impl LocalJob {
                 events: reporter.clone(),
                 io: Handle::current(),
                 files: Handle::current(),
+                grants: SnapshotGrants::unlimited(),
                 metrics: Arc::clone(&metrics),
                 memory: Arc::clone(&memory),
             });

@@ -568,8 +568,36 @@ fn state_of_another_query_is_refused() {
     assert_eq!(restore(spec(tumble(10), &[NAME])), Ok(()));
     let error = restore(spec(tumble(10), &[CITY])).unwrap_err();
     assert_eq!(error.code, Code::FailedPrecondition);
-    assert!(error.detail.unwrap().contains("key.name Utf8"));
+    assert!(error.detail.unwrap().contains("name Utf8"));
     assert_eq!(restore(spec(tumble(30), &[NAME])).unwrap_err().code, Code::FailedPrecondition);
+}
+
+#[test]
+fn state_is_matched_by_what_columns_are_and_not_by_their_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LocalDirectory::new(directory.path());
+    let mut subtasks = Subtasks::new(spec(tumble(10), &[NAME]), 1, 10);
+    subtasks.process(&[sample(0, 25)], &mut Emitted::default());
+    let files = write_tables(subtasks.list[0].freeze().unwrap().tables, &store, "s").unwrap();
+    let part = OperatorSnapshot { uid: "w".to_owned(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
+    let restore = |rename: &dyn Fn(&Field) -> Field| {
+        let mut state = RestoredOperator::load(&store, std::slice::from_ref(&part), KeyRange::FULL).unwrap();
+        for table in state.tables.values_mut() {
+            table.schema = Arc::new(Schema::new(table.schema.fields().iter().map(|f| rename(f)).collect::<Vec<_>>()));
+        }
+        Subtasks::new(spec(tumble(10), &[NAME]), 1, 10).list[0].restore(state)
+    };
+    let renamed = |field: &Field| field.clone().with_name(format!("my_{}", field.name()));
+    assert_eq!(restore(&|field| if field.metadata().is_empty() { field.clone() } else { renamed(field) }), Ok(()));
+    // As written before columns had ids.
+    let early = |field: &Field| {
+        let id = weir_state::columns::id(field);
+        let name = if id == "key0" { "key.name" } else { id };
+        Field::new(name, field.data_type().clone(), field.is_nullable())
+    };
+    assert_eq!(restore(&early), Ok(()));
+    let foreign = |field: &Field| Field::new("x", field.data_type().clone(), field.is_nullable());
+    assert_eq!(restore(&foreign).unwrap_err().code, Code::FailedPrecondition);
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Disk {
     /// # Errors
     /// `FAILED_PRECONDITION` if another process has it open, `CORRUPT` for damage, `IO`.
     pub(crate) fn open(dir: &Path, found: impl FnOnce() -> (Record, Option<Snapshot>)) -> Result<(Self, Vec<Record>)> {
-        create_directories(dir, sync_directory)
+        weir_durable::create_directories(dir)
             .map_err(|error| Error::io(format!("could not create the raft directory {}", dir.display()), &error))?;
         let lock = lock(dir)?;
         let newest = names(dir)?.iter().filter_map(|name| number(name, LOG_PREFIX)).max();
@@ -210,7 +210,7 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
-        sync_directory(dir)
+        weir_durable::sync_directory(dir)
     };
     write().map_err(|error| failed("write", &path, &error))
 }
@@ -238,43 +238,4 @@ fn number(name: &str, prefix: &str) -> Option<u64> {
 
 fn failed(action: &str, path: &Path, error: &io::Error) -> Error {
     Error::io(format!("could not {action} {}", path.display()), error)
-}
-
-/// Creates a directory with what is missing above it, each of them durable in its parent by `sync`.
-fn create_directories(directory: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-    let missing: Vec<_> =
-        directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
-    std::fs::create_dir_all(directory)?;
-    for created in missing.iter().rev() {
-        let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync(parent.unwrap_or(Path::new(".")))?;
-    }
-    Ok(())
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-
-    use super::*;
-
-    #[test]
-    fn every_directory_that_is_created_is_made_durable_in_its_parent() {
-        let base = tempfile::tempdir().unwrap();
-        let wanted = base.path().join("a/b");
-        let synced = RefCell::new(Vec::new());
-        let note = |path: &Path| {
-            synced.borrow_mut().push(path.to_owned());
-            sync_directory(path)
-        };
-        create_directories(&wanted, note).unwrap();
-        assert!(wanted.is_dir());
-        assert_eq!(synced.take(), [base.path().to_owned(), base.path().join("a")]);
-        create_directories(&wanted, note).unwrap();
-        assert_eq!(synced.take(), Vec::<PathBuf>::new());
-    }
 }

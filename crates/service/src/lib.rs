@@ -24,6 +24,8 @@
 //! ```
 
 pub mod config;
+pub mod events;
+pub mod failpoint;
 pub mod http;
 pub mod log;
 pub mod metrics;
@@ -33,6 +35,7 @@ pub mod runtime;
 pub mod shutdown;
 pub mod units;
 
+mod recall;
 mod rotate;
 
 pub use config::{Overrides, Program, ServiceArgs};

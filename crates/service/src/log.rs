@@ -5,11 +5,12 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 use weir_types::{Error, Result};
 
+use crate::events;
 use crate::rotate::RotatingFile;
 use crate::units::ByteSize;
 
@@ -71,29 +72,33 @@ pub fn init(program: &str, config: &LogConfig) -> Result<()> {
             .with_detail(error.to_string())
             .with_hint(format!("Use a level such as info or debug in log.level or {FILTER_VARIABLE}."))
     })?;
-    let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer();
-    let installed = match (open(program, config)?, config.format) {
-        (Some(file), LogFormat::Human) => registry.with(layer.with_ansi(false).with_writer(file)).try_init(),
-        (Some(file), LogFormat::Json) => registry.with(layer.json().flatten_event(true).with_writer(file)).try_init(),
+    let layer = match (open(program, config)?, config.format) {
+        (Some(file), LogFormat::Human) => layer.with_ansi(false).with_writer(file).boxed(),
+        (Some(file), LogFormat::Json) => layer.json().flatten_event(true).with_writer(file).boxed(),
         (None, LogFormat::Human) => {
             let colours = std::io::stderr().is_terminal();
-            registry.with(layer.with_ansi(colours).with_writer(std::io::stderr)).try_init()
+            layer.with_ansi(colours).with_writer(std::io::stderr).boxed()
         }
-        (None, LogFormat::Json) => {
-            registry.with(layer.json().flatten_event(true).with_writer(std::io::stderr)).try_init()
-        }
+        (None, LogFormat::Json) => layer.json().flatten_event(true).with_writer(std::io::stderr).boxed(),
     };
-    if installed.is_ok() {
+    // What is said about snapshots is remembered whatever the file's level is.
+    let events = events::layer(path(program, config));
+    if tracing_subscriber::registry().with(layer.with_filter(filter)).with(events).try_init().is_ok() {
         log_panics();
         tracing::info!(program, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "process started");
     }
     Ok(())
 }
 
+/// The log file, if there is one.
+fn path(program: &str, config: &LogConfig) -> Option<PathBuf> {
+    let name = || config.file.clone().unwrap_or_else(|| format!("{program}.log"));
+    config.dir.as_ref().map(|dir| dir.join(name()))
+}
+
 fn open(program: &str, config: &LogConfig) -> Result<Option<RotatingFile>> {
-    let Some(dir) = &config.dir else { return Ok(None) };
-    let path = dir.join(config.file.clone().unwrap_or_else(|| format!("{program}.log")));
+    let (Some(dir), Some(path)) = (&config.dir, path(program, config)) else { return Ok(None) };
     std::fs::create_dir_all(dir)
         .and_then(|()| RotatingFile::open(path.clone(), config.file_bytes_max.0, config.files_max))
         .map(Some)

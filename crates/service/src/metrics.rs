@@ -1,8 +1,8 @@
 //! Metrics in Prometheus' text format: whatever the process records through the `metrics` crate, and the process's own
 //! memory and CPU time.
 //!
-//! Names start with `weir_` and end in their unit; `docs/metrics.md` lists them. The recorder is the process's only
-//! global: `metrics` is made that way.
+//! Names start with `weir_` and end in their unit; `docs/metrics.md` lists them. The recorder is global to
+//! the process: `metrics` is made that way.
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;

@@ -56,7 +56,8 @@ impl Inner {
     }
 }
 
-fn numbered(path: &Path, age: usize) -> PathBuf {
+/// The name of the predecessor that is so many files old.
+pub(crate) fn numbered(path: &Path, age: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{age}"));
     name.into()

@@ -55,7 +55,7 @@ struct Piece {
 
 /// Builds nodes.
 pub(crate) struct Lowering<'a> {
-    pub(crate) nodes: Vec<Node>,
+    nodes: Vec<Node>,
     catalog: &'a Catalog,
     time_zone: &'a str,
     uids: Uids,
@@ -71,14 +71,20 @@ impl<'a> Lowering<'a> {
 
     /// `INSERT INTO table` of a relation that has the table's columns.
     pub(crate) fn insert(&mut self, table: &Arc<Table>, rel: &Arc<Rel>) -> Result<()> {
+        self.uids.lead_to(table);
         let pieces = self.pieces(rel)?;
         let inputs = pieces.into_iter().map(|piece| (self.materialise(piece, &rel.columns), Output::Main)).collect();
         self.sink(table, rel.columns.clone(), inputs, false);
         Ok(())
     }
 
+    /// The nodes, and the uids of those that equal an earlier one but for their filters.
+    pub(crate) fn finish(self) -> (Vec<Node>, Vec<OperatorUid>) {
+        (self.nodes, self.uids.by_order())
+    }
+
     fn sink(&mut self, table: &Arc<Table>, columns: Vec<Column>, inputs: Vec<(usize, Output)>, late: bool) {
-        let uid = Some(self.uids.of(uid::sink_form(table, late)));
+        let uid = Some(self.uids.of_sink(table, late));
         self.nodes.push(Node { kind: NodeKind::Sink(Arc::clone(table)), columns, inputs, uid });
     }
 
@@ -115,7 +121,7 @@ impl<'a> Lowering<'a> {
         if let Some(node) = self.sources.get(&Arc::as_ptr(table)) {
             return *node;
         }
-        let uid = Some(self.uids.of(uid::source_form(table)));
+        let uid = Some(self.uids.of_source(table));
         let columns = table.columns.clone();
         self.nodes.push(Node { kind: NodeKind::Source(Arc::clone(table)), columns, inputs: Vec::new(), uid });
         self.sources.insert(Arc::as_ptr(table), self.nodes.len() - 1);
@@ -204,7 +210,7 @@ impl<'a> Lowering<'a> {
             window_columns: vec![WindowColumn::Start, WindowColumn::End, WindowColumn::Time],
             late: late.is_some(),
         });
-        let uid = Some(self.uids.of(uid::aggregate_form(rel)));
+        let uid = Some(self.uids.of_aggregate(rel));
         self.nodes.push(Node { kind, columns: rel.columns.clone(), inputs, uid });
         let node = self.nodes.len() - 1;
         if let (Some(table), Some(columns)) = (late, late_columns) {

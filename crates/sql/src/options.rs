@@ -58,6 +58,8 @@ const KEYS: &[(&str, &str, Apply)] = &[
         settings.options.checkpoint_failures_tolerated = Some(value.parse().ok()?);
         Some(())
     }),
+    ("execution.checkpointing.incremental", "'true' or 'false'", incremental),
+    ("state.backend.incremental", "'true' or 'false'", incremental),
     ("execution.checkpointing.mode", "'EXACTLY_ONCE'", |_, value| {
         ["EXACTLY_ONCE", "EXACTLY-ONCE"].contains(&value.to_uppercase().as_str()).then_some(())
     }),
@@ -124,6 +126,11 @@ const IGNORED: &[&str] = &[
 
 fn positive(value: u64) -> Option<u64> {
     (value > 0).then_some(value)
+}
+
+fn incremental(settings: &mut Settings, value: &str) -> Option<()> {
+    settings.options.checkpoints_incremental = value.to_lowercase().parse().ok()?;
+    Some(())
 }
 
 fn restart_strategy(settings: &mut Settings, value: &str) -> Option<()> {

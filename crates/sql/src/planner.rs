@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sqlparser::ast::Ident;
 use sqlparser::tokenizer::Location;
+use weir_types::graph::{JobGraph, Operator};
 use weir_types::{Error, Result};
 
 use crate::bind::{Assignment, Context, Scope, Value};
@@ -237,7 +238,8 @@ impl<'a> Planner<'a> {
         Ok(Write { table, rel })
     }
 
-    fn job(&self, writes: &[Write]) -> Result<weir_types::graph::JobGraph> {
+    /// The job of some INSERTs, and what to tell the user about it.
+    fn job(&self, writes: &[Write]) -> Result<(JobGraph, Vec<String>)> {
         let mut lowering = Lowering::new(&self.catalog, self.time_zone());
         for write in writes {
             lowering.insert(&write.table, &write.rel)?;
@@ -245,17 +247,35 @@ impl<'a> Planner<'a> {
         let tables: Vec<&str> = writes.iter().map(|write| write.table.name.as_str()).collect();
         let name = self.settings.name.clone().or_else(|| self.context.job_name.clone());
         let name = name.unwrap_or_else(|| format!("insert-into {}", tables.join(", ")));
-        graph::build(lowering.nodes, name, self.settings.options.clone())
+        let (nodes, by_order) = lowering.finish();
+        let graph = graph::build(nodes, name, self.settings.options.clone())?;
+        let told_apart =
+            graph.operators.iter().filter(|operator| operator.uid.as_ref().is_some_and(|uid| by_order.contains(uid)));
+        let remark = |operator: &Operator| {
+            format!(
+                "the state of {} ({}) is told from that of an equal aggregate only by its place in the script; name it with \
+                SELECT /*+ STATE_UID('name') */",
+                operator.name,
+                operator.uid.as_deref().unwrap_or_default()
+            )
+        };
+        let remarks = told_apart.map(remark).collect();
+        Ok((graph, remarks))
     }
 
     fn explain(&mut self, writes: &[Write]) -> Result<()> {
-        let graph = self.job(writes)?;
+        let (graph, _) = self.job(writes)?;
         self.explained.push((explain::text(&graph), explain::json(&graph)));
         Ok(())
     }
 
     fn finish(self, statements: usize) -> Result<Planned> {
-        let graph = if self.writes.is_empty() { None } else { Some(self.job(&self.writes)?) };
+        let (graph, remarks) = if self.writes.is_empty() {
+            (None, Vec::new())
+        } else {
+            self.job(&self.writes).map(|(graph, remarks)| (Some(graph), remarks))?
+        };
+        let warnings = self.settings.warnings.into_iter().chain(remarks).collect();
         let is_explain = !self.explained.is_empty();
         let (explain, explain_json) = match (&graph, is_explain) {
             (Some(graph), false) => (explain::text(graph), explain::json(graph)),
@@ -264,7 +284,7 @@ impl<'a> Planner<'a> {
                 (texts.join("\n"), serde_json::Value::Array(values))
             }
         };
-        Ok(Planned { graph, explain, explain_json, is_explain, warnings: self.settings.warnings, statements })
+        Ok(Planned { graph, explain, explain_json, is_explain, warnings, statements })
     }
 }
 

@@ -98,6 +98,11 @@ pub(crate) enum ItemExpr<'e> {
 }
 
 impl Item<'_> {
+    /// The name that the query gives it.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     fn of_column(index: usize, found: &Column, at: Location) -> Self {
         let value = Value::new(column(index), found.data_type.clone(), found.nullable);
         Item { name: Some(found.name.clone()), expr: ItemExpr::Bound(value), at }
@@ -150,10 +155,34 @@ fn plain_wildcard(options: &ast::WildcardAdditionalOptions, at: Location) -> Res
     refuse_if(extra, start(wildcard_token.0.span, at), "* with EXCEPT, REPLACE and the like", "Name the columns.")
 }
 
+/// What the one hint there is looks like.
+pub(crate) const UID_HINT: &str = "SELECT /*+ STATE_UID('name') */ … GROUP BY … names the state of that aggregate.";
+
+/// The name that `SELECT /*+ STATE_UID('name') */` gives to the state of its aggregate. Any other hint is refused.
+pub(crate) fn uid_hint(hints: &[ast::OptimizerHint], at: Location) -> Result<Option<String>> {
+    // Other databases' forms, `--+ …` and `/*name+ …*/`, are comments here.
+    let is_hint =
+        |hint: &&ast::OptimizerHint| hint.prefix.is_empty() && hint.style == ast::OptimizerHintStyle::MultiLine;
+    let mut hints = hints.iter().filter(is_hint).map(|hint| &hint.text);
+    let Some(text) = hints.next() else { return Ok(None) };
+    refuse_if(hints.next().is_some(), at, "more than one query hint", UID_HINT)?;
+    let name = |text: &str| {
+        let (function, arguments) = text.trim().split_once('(')?;
+        let named = arguments.strip_suffix(')')?.trim();
+        let name = named.strip_prefix('\'')?.strip_suffix('\'')?;
+        let plain = !name.is_empty() && !name.contains('\'');
+        (function.trim().eq_ignore_ascii_case("STATE_UID") && plain).then(|| name.to_owned())
+    };
+    match name(text) {
+        Some(name) => Ok(Some(name)),
+        None => Err(unsupported(at, format!("the query hint {}", text.trim()), UID_HINT)),
+    }
+}
+
 pub(crate) fn refuse_exotic(select: &Select, at: Location) -> Result<()> {
     let Select {
         select_token: _,
-        optimizer_hints,
+        optimizer_hints: _,
         distinct,
         select_modifiers,
         top,
@@ -177,7 +206,6 @@ pub(crate) fn refuse_exotic(select: &Select, at: Location) -> Result<()> {
         value_table_mode,
         flavor,
     } = select;
-    refuse_if(!optimizer_hints.is_empty(), at, "a query hint", "Use SET or the table's options.")?;
     refuse_if(
         matches!(distinct, Some(ast::Distinct::Distinct | ast::Distinct::On(_))),
         at,

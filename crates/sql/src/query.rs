@@ -17,7 +17,7 @@ use weir_types::Result;
 use crate::bind::{Context, Scope, Value};
 use crate::catalog::{Catalog, Entry};
 use crate::error::{invalid, nearest, refuse_if, start, unsupported};
-use crate::projection::{ItemExpr, refuse_exotic};
+use crate::projection::{ItemExpr, UID_HINT, refuse_exotic, uid_hint};
 use crate::rel::{Column, Kind, Rel, Role, column};
 
 /// Binds queries against what has been declared.
@@ -223,8 +223,12 @@ impl<'a> Binder<'a> {
             }
         };
         let items = self.expand(projection, &source, at)?;
-        if let Some(rel) = self.aggregate(&source, groups, &items, having.as_ref(), at)? {
+        let hint = uid_hint(&select.optimizer_hints, at)?;
+        if let Some(rel) = self.aggregate(&source, groups, &items, having.as_ref(), hint.clone(), at)? {
             return Ok(rel);
+        }
+        if hint.is_some() {
+            return Err(invalid(at, "STATE_UID on a SELECT that keeps no state").with_hint(UID_HINT));
         }
         if let Some(having) = having {
             return Err(invalid(start(having.span(), at), "HAVING without GROUP BY").with_hint("Use WHERE."));

@@ -86,7 +86,13 @@ pub(crate) enum Kind {
     /// Adds window_start, window_end and window_time.
     Window { input: Arc<Rel>, window: WindowSpec, time: usize, at: Location },
     /// Groups by window and keys. Columns: keys, calls, window start, end and time.
-    Aggregate { input: Arc<Rel>, keys: Vec<Expr>, calls: Vec<Call> },
+    Aggregate {
+        input: Arc<Rel>,
+        keys: Vec<Expr>,
+        calls: Vec<Call>,
+        /// Tells it apart from equal ones: `SELECT /*+ STATE_UID('hint') */`.
+        hint: Option<String>,
+    },
     /// All rows of all inputs.
     Union(Vec<Arc<Rel>>),
 }

@@ -106,6 +106,7 @@ impl Binder<'_> {
         groups: &[ast::Expr],
         items: &[Item<'_>],
         having: Option<&ast::Expr>,
+        hint: Option<String>,
         at: Location,
     ) -> Result<Option<Arc<Rel>>> {
         let calls = RefCell::new(Vec::new());
@@ -147,35 +148,50 @@ impl Binder<'_> {
         if !(roles.contains(&Role::WindowStart) && roles.contains(&Role::WindowEnd)) {
             return Err(no_window(&roles, groups.is_empty(), place));
         }
-        let aggregate = aggregate_rel(source, &keys, calls.into_inner());
-        Ok(Some(self.project(source, &aggregate, &keys, items, bound, having)?))
+        let aggregate = aggregate_rel(source, &keys, calls.into_inner(), hint);
+        Ok(Some(self.project(source, aggregate, &keys, items, bound, having)?))
     }
 
     /// SELECT and HAVING on top of an aggregate.
     fn project(
         &self,
         source: &Source,
-        aggregate: &Arc<Rel>,
+        aggregate: Rel,
         keys: &[(Value, String)],
         items: &[Item<'_>],
         bound: Vec<Value>,
         having: Option<(Value, Location)>,
     ) -> Result<Arc<Rel>> {
         let predicate = match having {
-            Some((value, place)) => Some(over_aggregate(&value.expr, source, aggregate, keys, place)?),
+            Some((value, place)) => Some(over_aggregate(&value.expr, source, &aggregate, keys, place)?),
             None => None,
         };
         let mut exprs = Vec::with_capacity(items.len());
         let mut columns = Vec::with_capacity(items.len());
         for (index, (item, value)) in items.iter().zip(bound).enumerate() {
-            let expr = over_aggregate(&value.expr, source, aggregate, keys, item.at)?;
+            let expr = over_aggregate(&value.expr, source, &aggregate, keys, item.at)?;
             let value = Value { expr, ..value };
             columns.push(item.column(index, &value, &aggregate.columns)?);
             exprs.push(value.expr);
         }
-        let kind = Kind::Calc { input: Arc::clone(aggregate), predicate, exprs };
-        Ok(Arc::new(Rel { kind, columns }))
+        let names = items.iter().map(Item::name).zip(&exprs);
+        let input = Arc::new(named_calls(aggregate, keys.len(), names));
+        Ok(Arc::new(Rel { kind: Kind::Calc { input, predicate, exprs }, columns }))
     }
+}
+
+/// The aggregate with its calls named as in SELECT, where it selects them as they are: that is what people find in its
+/// state. Names stay unique.
+fn named_calls<'n>(aggregate: Rel, keys: usize, selected: impl Iterator<Item = (Option<&'n str>, &'n Expr)>) -> Rel {
+    let Rel { kind, mut columns } = aggregate;
+    let calls = keys..columns.len() - 3;
+    for (name, expr) in selected {
+        let (Some(name), Some(index)) = (name, column_index(expr)) else { continue };
+        if calls.contains(&index) && !name.contains('$') && columns.iter().all(|column| column.name != name) {
+            columns[index].name = name.to_owned();
+        }
+    }
+    Rel { kind, columns }
 }
 
 fn groupable(value: &Value, place: Location) -> Result<()> {
@@ -233,7 +249,7 @@ fn window_columns(time: &DataType) -> [Column; 3] {
     ]
 }
 
-fn aggregate_rel(source: &Source, keys: &[(Value, String)], calls: Vec<Call>) -> Arc<Rel> {
+fn aggregate_rel(source: &Source, keys: &[(Value, String)], calls: Vec<Call>, hint: Option<String>) -> Rel {
     let input = &source.rel.columns;
     let mut columns: Vec<Column> = keys
         .iter()
@@ -272,8 +288,9 @@ fn aggregate_rel(source: &Source, keys: &[(Value, String)], calls: Vec<Call>) ->
         input: Arc::clone(&source.rel),
         keys: keys.iter().map(|(value, _)| value.expr.clone()).collect(),
         calls,
+        hint,
     };
-    Arc::new(Rel { kind, columns })
+    Rel { kind, columns }
 }
 
 /// Rewrites an expression over an aggregate's input, with call placeholders, to one over its output.

@@ -227,10 +227,10 @@ INSERT INTO out SELECT we, MAX(n) FROM counts GROUP BY ws, we;"#), @r##"
   [6] Calc [ends, most] parallelism=1 → chained
         select: window_end AS ends, max$0 AS most
     [5] WindowAggregate(TUMBLE 5 s, window_time) parallelism=1 → chained
-          aggregates: MAX(count$0)
+          aggregates: MAX(n)
           window columns: window_end
-      [4] Calc [window_time, count$0] parallelism=1 → all to one
-            select: window_time, count$0
+      [4] Calc [window_time, n] parallelism=1 → all to one
+            select: window_time, n
         [3] WindowAggregate(HOP 10 s every 5 s, dateTime) by id parallelism=1 → chained
               aggregates: COUNT(*)
               window columns: window_time

@@ -7,19 +7,19 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::buffer::Buffer;
-use arrow::compute::filter_record_batch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_ipc::convert::try_schema_from_ipc_buffer;
 use arrow_ipc::reader::FileDecoder;
 use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
 use arrow_ipc::{Block, CompressionType, MetadataVersion};
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
 use weir_types::key_range::KeyRange;
-use weir_types::snapshot::{StateBlock, StateFile};
+use weir_types::snapshot::{SHARED_PREFIX, StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
+use crate::admit;
 use crate::frozen::{FrozenTable, Gather, HashedRow, RowRef};
 use crate::store::{NewFile, SnapshotStore, StoredFile};
 use crate::values::arrow_error;
@@ -31,7 +31,7 @@ pub const FORMAT_VERSION: &str = "1";
 /// How the names of state files end: nothing else does, so that deleting a snapshot spares what others put there.
 pub const EXTENSION: &str = ".state.arrow";
 /// Rows per block.
-const BLOCK_ROWS: usize = 32 * 1024;
+pub(crate) const BLOCK_ROWS: usize = 32 * 1024;
 /// The file's magic with its padding; the schema message follows.
 const MAGIC_BYTES: u64 = 8;
 
@@ -91,7 +91,7 @@ fn write_each(
             continue;
         }
         rows.sort_unstable();
-        if !std::mem::replace(&mut prepared, true) {
+        if !std::mem::replace(&mut prepared, true) && !prefix.starts_with(SHARED_PREFIX) {
             store.prepare()?;
         }
         files.push(write_table((name, columns), &rows, store, prefix, wanted)?);
@@ -146,7 +146,7 @@ fn write_table(
     checked.take_part();
     let (bytes, crc32c) = (checked.written, checked.file_crc);
     checked.file.finish()?;
-    Ok(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks })
+    Ok(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks, ..StateFile::default() })
 }
 
 fn hash_range(rows: &[HashedRow]) -> Result<KeyRange> {
@@ -194,47 +194,8 @@ impl Write for Checked {
     }
 }
 
-/// The rows of a state file whose key hashes lie in a range.
-#[derive(Debug)]
-pub(crate) struct FileRows {
-    pub(crate) schema: SchemaRef,
-    pub(crate) batches: Vec<RecordBatch>,
-}
-
-/// Reads those blocks of `file` that overlap `range`, checks them, and keeps the rows in the range.
-pub(crate) fn read_file(store: &dyn SnapshotStore, file: &StateFile, range: KeyRange) -> Result<FileRows> {
-    let name = store.describe(&file.path);
-    let stored = store.open(&file.path)?;
-    let schema = read_schema(stored.as_ref(), &name, file)?;
-    let decoder = FileDecoder::new(Arc::clone(&schema), MetadataVersion::V5);
-    let mut batches = Vec::new();
-    for block in file.blocks.iter().filter(|block| block.hashes.overlaps(range)) {
-        let bytes = read_block(stored.as_ref(), &name, block)?;
-        let batch = decode_block(&decoder, &name, block, bytes)?;
-        let inside = range.contains(block.hashes.start()) && range.contains(block.hashes.end());
-        let batch = if inside { batch } else { filter_range(&batch, range)? };
-        if batch.num_rows() > 0 {
-            batches.push(batch);
-        }
-    }
-    Ok(FileRows { schema, batches })
-}
-
-/// Reads and checks every byte of a file.
-pub(crate) fn verify_file(store: &dyn SnapshotStore, file: &StateFile) -> Result<()> {
-    let name = store.describe(&file.path);
-    let stored = store.open(&file.path)?;
-    let schema = read_schema(stored.as_ref(), &name, file)?;
-    let decoder = FileDecoder::new(schema, MetadataVersion::V5);
-    for block in &file.blocks {
-        let bytes = read_block(stored.as_ref(), &name, block)?;
-        decode_block(&decoder, &name, block, bytes)?;
-    }
-    Ok(())
-}
-
 /// The schema in the file's header, after checking header and footer.
-fn read_schema(stored: &dyn StoredFile, name: &str, file: &StateFile) -> Result<SchemaRef> {
+pub(crate) fn read_schema(stored: &dyn StoredFile, name: &str, file: &StateFile) -> Result<SchemaRef> {
     let len = stored.len()?;
     if len != file.bytes {
         let detail = format!("it has {len} bytes, the manifest says {}", file.bytes);
@@ -263,8 +224,10 @@ fn read_schema(stored: &dyn StoredFile, name: &str, file: &StateFile) -> Result<
             file.crc32c
         )));
     }
-    let schema = try_schema_from_ipc_buffer(&header[MAGIC_BYTES as usize..])
-        .map_err(|error| corrupt(name, MAGIC_BYTES).with_detail(error.to_string()))?;
+    let damaged = |detail: String| corrupt(name, MAGIC_BYTES).with_detail(detail);
+    admit::check_schema(&header[MAGIC_BYTES as usize..]).map_err(damaged)?;
+    let schema =
+        try_schema_from_ipc_buffer(&header[MAGIC_BYTES as usize..]).map_err(|error| damaged(error.to_string()))?;
     match schema.metadata().get("weir.format").map(String::as_str) {
         Some(FORMAT_VERSION) => {}
         other => {
@@ -279,7 +242,7 @@ fn read_schema(stored: &dyn StoredFile, name: &str, file: &StateFile) -> Result<
     }
 }
 
-fn read_block(stored: &dyn StoredFile, name: &str, block: &StateBlock) -> Result<Vec<u8>> {
+pub(crate) fn read_block(stored: &dyn StoredFile, name: &str, block: &StateBlock) -> Result<Vec<u8>> {
     let bytes = stored.read(block.offset, to_usize(block.bytes, name)?)?;
     let crc = crc32c(&bytes);
     if crc != block.crc32c {
@@ -289,13 +252,21 @@ fn read_block(stored: &dyn StoredFile, name: &str, block: &StateBlock) -> Result
     Ok(bytes)
 }
 
-fn decode_block(decoder: &FileDecoder, name: &str, block: &StateBlock, bytes: Vec<u8>) -> Result<RecordBatch> {
+/// `schema` is that of the file, of which the decoder may make a part.
+pub(crate) fn decode_block(
+    decoder: &FileDecoder,
+    schema: &Schema,
+    name: &str,
+    block: &StateBlock,
+    bytes: Vec<u8>,
+) -> Result<RecordBatch> {
     let damaged = |detail: String| corrupt(name, block.offset).with_detail(detail);
     // An encapsulated message: four bytes 0xff, the length of the metadata, the metadata, the body.
     let prefix: Option<[u8; 4]> = bytes.get(4..8).and_then(|prefix| prefix.try_into().ok());
     let metadata = prefix.map(i32::from_le_bytes).and_then(|len| len.checked_add(8)).unwrap_or(-1);
     let body = usize::try_from(metadata).ok().and_then(|metadata| bytes.len().checked_sub(metadata));
     let Some(body) = body else { return Err(damaged("the block's length prefix is wrong".to_owned())) };
+    admit::check_block(schema, &bytes, bytes.len() - body, block.rows).map_err(damaged)?;
     let place = Block::new(0, metadata, body as i64);
     let batch = decoder.read_record_batch(&place, &Buffer::from_vec(bytes));
     let batch = batch.map_err(|error| damaged(error.to_string()))?;
@@ -305,17 +276,11 @@ fn decode_block(decoder: &FileDecoder, name: &str, block: &StateBlock, bytes: Ve
     }
 }
 
-fn filter_range(batch: &RecordBatch, range: KeyRange) -> Result<RecordBatch> {
-    let hashes = batch.column(0).as_primitive::<UInt64Type>().values();
-    let inside = hashes.iter().map(|&hash| Some(range.contains(hash))).collect();
-    filter_record_batch(batch, &inside).map_err(|error| arrow_error("could not cut state to a key range", &error))
-}
-
 fn to_usize(bytes: u64, name: &str) -> Result<usize> {
     usize::try_from(bytes).map_err(|_| corrupt(name, bytes))
 }
 
-fn corrupt(name: &str, offset: u64) -> Error {
+pub(crate) fn corrupt(name: &str, offset: u64) -> Error {
     Error::new(Code::Corrupt, format!("state file {name} is damaged at offset {offset}"))
         .with_hint("Restore from another snapshot, or fetch an undamaged copy of this one.")
 }
@@ -323,7 +288,11 @@ fn corrupt(name: &str, offset: u64) -> Error {
 fn write_error(name: &str, error: &arrow::error::ArrowError) -> Error {
     let message = format!("could not write state file {name}");
     match error {
-        arrow::error::ArrowError::IoError(_, error) => Error::io(message, error),
+        arrow::error::ArrowError::IoError(_, error) => {
+            // A budget's refusal is what it is, not a failure of the disk.
+            let refused = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+            refused.cloned().unwrap_or_else(|| Error::io(message, error))
+        }
         other => Error::new(Code::Io, message).with_detail(other.to_string()),
     }
 }

@@ -3,18 +3,28 @@
 //! Invariant: a snapshot's synchronous part copies handles, never rows; whatever is named by a manifest is on disk,
 //! checksummed, and was written once.
 
+mod admit;
 mod arena;
+pub mod budget;
+pub mod columns;
 pub mod file;
 pub mod frozen;
 pub mod key_hash;
 pub mod keys;
 pub mod manifest;
+pub mod merge;
 pub mod pages;
+pub mod reader;
 pub mod restore;
+pub mod schema;
 pub mod store;
 pub mod values;
+pub mod verify;
 
+pub use budget::{Budgeted, Unlimited, WriteBudget};
 pub use file::{delete_files, write_tables, write_tables_while};
 pub use frozen::FrozenTable;
+pub use merge::TableReader;
+pub use reader::FileReader;
 pub use restore::{RestoredOperator, RestoredTable};
-pub use store::open_store;
+pub use store::{LocalDirectory, open_store};

@@ -12,8 +12,9 @@ use weir_types::snapshot::{OperatorSnapshot, SnapshotKind, StateFile};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
-use crate::file::{EXTENSION, verify_file};
+use crate::file::EXTENSION;
 use crate::store::{Created, SnapshotStore};
+use crate::verify::verify;
 
 /// Name of the manifest in a snapshot's directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -73,8 +74,9 @@ impl Manifest {
     pub fn totals(&self) -> Totals {
         self.files().fold(Totals::default(), |totals, file| Totals {
             files: totals.files + 1,
-            bytes: totals.bytes + file.bytes,
-            rows: totals.rows + file.rows,
+            // Manifests may be anybody's, and claim anything.
+            bytes: totals.bytes.saturating_add(file.bytes),
+            rows: totals.rows.saturating_add(file.rows),
         })
     }
 
@@ -110,6 +112,14 @@ pub enum AbortOutcome {
     Aborted,
     /// The manifest was there first: the snapshot is to be completed.
     Published(Box<Manifest>),
+}
+
+/// Bytes that a manifest takes in its snapshot's directory.
+///
+/// # Errors
+/// `INTERNAL` if it cannot be encoded.
+pub fn encoded_bytes(manifest: &Manifest) -> Result<u64> {
+    Ok(encode(&Content::Manifest(Box::new(manifest.clone())))?.len() as u64)
 }
 
 /// Creates the manifest. Returns if it is durable now, or was already under the same nonce.
@@ -168,9 +178,20 @@ pub fn read_manifest(store: &dyn SnapshotStore) -> Result<Manifest> {
 /// # Errors
 /// `NOT_FOUND` or `CORRUPT` for the first file that is missing or damaged, by name and offset.
 pub fn verify_snapshot(store: &dyn SnapshotStore) -> Result<Manifest> {
-    let manifest = read_manifest(store)?;
-    manifest.files().try_for_each(|file| verify_file(store, file))?;
-    Ok(manifest)
+    let mut report = verify(store, &mut |_bytes| {})?;
+    if report.damage.is_empty() { Ok(report.manifest) } else { Err(report.damage.swap_remove(0).error) }
+}
+
+/// Deletes the manifest of a snapshot, durably: from then on it is none. May be repeated.
+///
+/// # Errors
+/// `IO`.
+pub fn delete_manifest(store: &dyn SnapshotStore) -> Result<()> {
+    if store.list()?.iter().any(|name| name == MANIFEST) {
+        store.delete(MANIFEST)?;
+        store.sync()?;
+    }
+    Ok(())
 }
 
 /// Deletes a snapshot: first the manifest, then the files, then the directory. May be repeated. Returns whether the
@@ -179,11 +200,8 @@ pub fn verify_snapshot(store: &dyn SnapshotStore) -> Result<Manifest> {
 /// # Errors
 /// `IO`.
 pub fn delete_snapshot(store: &dyn SnapshotStore) -> Result<bool> {
+    delete_manifest(store)?;
     let names = store.list()?;
-    if names.iter().any(|name| name == MANIFEST) {
-        store.delete(MANIFEST)?;
-        store.sync()?;
-    }
     let temporary = |name: &str| name.starts_with(&format!(".{MANIFEST}.")) && name.ends_with(".tmp");
     for name in names.iter().filter(|name| name.ends_with(EXTENSION) || temporary(name)) {
         store.delete(name)?;

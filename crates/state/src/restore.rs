@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use weir_types::Result;
 use weir_types::key_range::KeyRange;
 use weir_types::snapshot::OperatorSnapshot;
-use weir_types::{Code, Error, Result};
 
-use crate::file::read_file;
+use crate::merge::{TableReader, table_names};
 use crate::store::SnapshotStore;
 
 /// One operator's state as read back from a snapshot, cut to the subtask's key range.
@@ -28,7 +28,7 @@ pub struct RestoredOperator {
 pub struct RestoredTable {
     /// Columns: the key hash, then what the operator wrote.
     pub schema: SchemaRef,
-    /// Rows, sorted by key hash within each file that they come from. Never empty batches.
+    /// Rows, sorted by key hash. Never empty batches.
     pub batches: Vec<RecordBatch>,
 }
 
@@ -40,25 +40,12 @@ impl RestoredOperator {
     /// `NOT_FOUND` for a missing file, `CORRUPT` for a damaged one, by name and offset.
     pub fn load(directory: &dyn SnapshotStore, subtasks: &[OperatorSnapshot], range: KeyRange) -> Result<Self> {
         let watermark_ms = subtasks.iter().map(|subtask| subtask.watermark_ms).min().unwrap_or(i64::MIN);
-        let mut tables: BTreeMap<String, RestoredTable> = BTreeMap::new();
-        for file in subtasks.iter().flat_map(|subtask| &subtask.files) {
-            if !file.blocks.iter().any(|block| block.hashes.overlaps(range)) {
-                continue;
-            }
-            let rows = read_file(directory, file, range)?;
-            match tables.get_mut(&file.table) {
-                None => {
-                    tables.insert(file.table.clone(), RestoredTable { schema: rows.schema, batches: rows.batches });
-                }
-                Some(table) if table.schema == rows.schema => table.batches.extend(rows.batches),
-                Some(_) => {
-                    let name = directory.describe(&file.path);
-                    return Err(Error::new(
-                        Code::Corrupt,
-                        format!("state file {name} has other columns than its siblings"),
-                    ));
-                }
-            }
+        let mut tables = BTreeMap::new();
+        for name in table_names(subtasks) {
+            let Some(reader) = TableReader::open(directory, subtasks, name, range)? else { continue };
+            let schema = reader.schema();
+            let batches = reader.collect::<Result<Vec<_>>>()?;
+            tables.insert(name.to_owned(), RestoredTable { schema, batches });
         }
         Ok(Self { watermark_ms, tables })
     }

@@ -4,12 +4,16 @@
 //! [`SnapshotStore::publish`] and [`SnapshotStore::sync`] return from is on disk, directory entries included. A local
 //! directory is one implementation; object stores with conditional create can be others, those without are refused.
 //! Calls block: they belong on a files thread.
+//!
+//! Names are plain, or `../shared/` and a plain name: files that several snapshots refer to lie in a directory beside
+//! theirs. It is made when the first of them is, and is no part of any one snapshot: neither listed nor deleted with it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use weir_types::snapshot::SHARED_PREFIX;
 use weir_types::{Code, Error, Result};
 
 /// Whether a conditional create found the name free.
@@ -86,7 +90,7 @@ pub trait NewFile: Write {
 }
 
 /// A file open for reading.
-pub trait StoredFile {
+pub trait StoredFile: Send {
     /// Its length in bytes.
     ///
     /// # Errors
@@ -137,26 +141,22 @@ impl LocalDirectory {
     }
 
     fn file(&self, name: &str) -> Result<PathBuf> {
-        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        let (directory, plain_name) = match name.strip_prefix(SHARED_PREFIX) {
+            Some(shared) => (self.shared(), shared),
+            None => (self.path.clone(), name),
+        };
+        let plain = !plain_name.is_empty() && !plain_name.starts_with('.') && !plain_name.contains(['/', '\\', '\0']);
         if plain {
-            return Ok(self.path.join(name));
+            return Ok(directory.join(plain_name));
         }
         // Names come out of manifests, which may be anybody's: they must not lead out of the directory.
         Err(Error::new(Code::Corrupt, format!("{name:?} is not a file name of a snapshot")))
     }
 
-    /// Creates the directory; every directory entry made on the way is synced.
-    fn ensure(&self) -> Result<()> {
-        if self.path.is_dir() {
-            return Ok(());
-        }
-        let missing: Vec<&Path> = self.path.ancestors().take_while(|path| !path.exists()).collect();
-        fs::create_dir_all(&self.path).map_err(|error| io_error("create directory", &self.path, &error))?;
-        for created in missing {
-            let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            sync_directory(parent)?;
-        }
-        Ok(())
+    /// The directory of files that several snapshots refer to.
+    fn shared(&self) -> PathBuf {
+        let shared = SHARED_PREFIX.trim_start_matches("../").trim_end_matches('/');
+        self.path.parent().map_or_else(|| self.path.join(SHARED_PREFIX), |parent| parent.join(shared))
     }
 }
 
@@ -166,11 +166,14 @@ impl SnapshotStore for LocalDirectory {
     }
 
     fn prepare(&self) -> Result<()> {
-        self.ensure()
+        ensure(&self.path)
     }
 
     fn create(&self, file: &str) -> Result<Box<dyn NewFile>> {
         let path = self.file(file)?;
+        if file.starts_with(SHARED_PREFIX) {
+            ensure(&self.shared())?;
+        }
         let opened = OpenOptions::new().write(true).create_new(true).open(&path);
         match opened {
             Ok(file) => Ok(Box::new(LocalFile { file, path, finished: false })),
@@ -183,7 +186,7 @@ impl SnapshotStore for LocalDirectory {
     }
 
     fn publish(&self, file: &str, bytes: &[u8]) -> Result<Created> {
-        self.ensure()?;
+        ensure(&self.path)?;
         let target = self.file(file)?;
         // The temporary name is this process's own; a left-over of a crashed one with the same id is overwritten.
         let temporary = self.path.join(format!(".{file}.{}.tmp", std::process::id()));
@@ -206,7 +209,7 @@ impl SnapshotStore for LocalDirectory {
     }
 
     fn sync(&self) -> Result<()> {
-        sync_directory(&self.path)
+        [&self.path, &self.shared()].into_iter().filter(|path| path.is_dir()).try_for_each(|path| sync_directory(path))
     }
 
     fn open(&self, file: &str) -> Result<Box<dyn StoredFile>> {
@@ -241,8 +244,11 @@ impl SnapshotStore for LocalDirectory {
     }
 
     fn delete(&self, file: &str) -> Result<()> {
-        self.file(file.trim_start_matches('.'))?;
-        let path = self.path.join(file);
+        // Temporary names begin with a dot.
+        let path = match file.strip_prefix('.').filter(|_| !file.starts_with(SHARED_PREFIX)) {
+            Some(hidden) => self.file(hidden).map(|_| self.path.join(file))?,
+            None => self.file(file)?,
+        };
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -317,8 +323,16 @@ impl StoredFile for LocalStored {
     }
 }
 
+/// Creates a directory; every directory entry made on the way is synced.
+fn ensure(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    weir_durable::create_directories(path).map_err(|error| io_error("create directory", path, &error))
+}
+
 fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| io_error("sync", path, &error))
+    weir_durable::sync_directory(path).map_err(|error| io_error("sync", path, &error))
 }
 
 fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {

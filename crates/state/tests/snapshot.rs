@@ -22,6 +22,7 @@ use weir_state::pages::Pages;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::{LocalDirectory, SnapshotStore, open_store};
 use weir_state::values::{Form, Values};
+use weir_state::verify::verify;
 use weir_types::ids::{BarrierId, ClusterId, JobId, Nonce, Parallelism, SnapshotId, SubtaskIndex};
 use weir_types::key_range::{KeyRange, subtask_of};
 use weir_types::snapshot::{OperatorSnapshot, SnapshotKind, StateFile};
@@ -388,4 +389,34 @@ fn object_stores_are_refused_by_name() {
     let error = open_store("s3://bucket/x").err().unwrap();
     assert_eq!(error.code, Code::Unsupported);
     assert!(error.message.contains("s3://"));
+}
+
+#[test]
+fn verification_reports_everything_that_is_wrong_and_what_does_not_belong() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LocalDirectory::new(directory.path());
+    let subtasks = write(&store, &sample(900), 3);
+    let files: Vec<StateFile> = subtasks.iter().flat_map(|part| part.files.clone()).collect();
+    let written = manifest(subtasks, "n");
+    publish_manifest(&store, &written).unwrap();
+    fs::write(directory.path().join("notes.txt"), "mine").unwrap();
+    let mut heard = 0;
+    let whole = verify(&store, &mut |bytes| heard = bytes).unwrap();
+    assert_eq!((whole.files_whole, whole.blocks_whole, whole.rows, whole.findings()), (3, 3, 900, 0));
+    assert_eq!((whole.bytes_read, whole.foreign), (written.totals().bytes, vec!["notes.txt".to_owned()]));
+    assert!(heard > 0);
+
+    fs::remove_file(directory.path().join(&files[0].path)).unwrap();
+    let path = directory.path().join(&files[2].path);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[files[2].blocks[0].offset as usize + 100] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let report = verify(&store, &mut |_| {}).unwrap();
+    let damage: Vec<_> = report.damage.iter().map(|damage| (damage.file.as_str(), damage.error.code)).collect();
+    assert_eq!(damage, [(files[0].path.as_str(), Code::NotFound), (files[2].path.as_str(), Code::Corrupt)]);
+    assert_eq!((report.files_whole, report.blocks_whole), (1, 1));
+    bytes.truncate(bytes.len() - 10);
+    fs::write(&path, &bytes).unwrap();
+    let cut = verify(&store, &mut |_| {}).unwrap();
+    assert_eq!(cut.findings(), 3, "the length and the block are wrong: {:?}", cut.damage);
 }

@@ -19,6 +19,10 @@ pub enum FromTaskManager {
     SnapshotAcked(SubtaskSnapshot),
     /// A subtask cannot take part in a snapshot; the job goes on.
     SnapshotDeclined(SnapshotDeclined),
+    /// A subtask wants to write more for a snapshot than it may.
+    GrantWanted(GrantRequest),
+    /// Nobody here writes a snapshot any more that was given up.
+    WritersStopped(WritersStopped),
 }
 
 /// From the JobManager to a TaskManager. The first message of a session is always [`ToTaskManager::Registered`].
@@ -36,6 +40,8 @@ pub enum ToTaskManager {
     Finish(FinishAttempt),
     /// A snapshot has ended.
     SnapshotOutcome(SnapshotOutcome),
+    /// A subtask may write more for a snapshot.
+    Grant(Grant),
     /// Still alive, in this term.
     Heartbeat(Term),
 }
@@ -162,4 +168,42 @@ pub struct SnapshotDeclined {
     pub snapshot: SnapshotId,
     /// Why.
     pub error: Error,
+}
+
+/// A subtask wants to write more for a snapshot than it may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantRequest {
+    /// Who wants to write.
+    pub subtask: SubtaskId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// What it will have written for the snapshot in total, if it may: a repeated request asks for nothing more.
+    pub bytes: u64,
+    /// Of which so much, in total, it cannot do without; the rest spares it the next request.
+    pub needed: u64,
+}
+
+/// A subtask may write more for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The leader's term.
+    pub term: Term,
+    /// Who may write.
+    pub subtask: SubtaskId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// What it may write for the snapshot in total.
+    pub bytes: u64,
+}
+
+/// Answers the [`SnapshotOutcome`] of a snapshot that failed: on this TaskManager nobody writes it any more, nobody will, and
+/// what was not acknowledged is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WritersStopped {
+    /// The job.
+    pub job: JobId,
+    /// The attempt that is meant.
+    pub attempt: Attempt,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
 }

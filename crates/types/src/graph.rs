@@ -45,6 +45,8 @@ pub struct JobOptions {
     /// `execution.checkpointing.tolerable-failed-checkpoints`; none: any number (a failed checkpoint never kills a
     /// healthy job unless its tolerance says so).
     pub checkpoint_failures_tolerated: Option<u32>,
+    /// `execution.checkpointing.incremental`: a checkpoint writes what has changed and shares the rest with those before it.
+    pub checkpoints_incremental: bool,
     /// `execution.buffer-timeout` in ms: how long a batch may wait to be filled.
     pub buffer_timeout_ms: u64,
     /// `restart-strategy.fixed-delay.attempts`; none: no limit.
@@ -68,6 +70,7 @@ impl Default for JobOptions {
             checkpoint_min_pause_ms: 0,
             checkpoints_retained: 1,
             checkpoint_failures_tolerated: None,
+            checkpoints_incremental: true,
             buffer_timeout_ms: 10,
             restart_attempts_max: None,
             restart_delay_ms: 100,

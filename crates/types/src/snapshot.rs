@@ -1,11 +1,14 @@
 //! Checkpoints and savepoints as the catalogue knows them, and the positions of sources that they hold.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::ids::{BarrierId, OperatorUid, SnapshotId, SubtaskId};
 use crate::key_range::KeyRange;
+use crate::time::Millis;
 
 /// Who asked for a snapshot, and who owns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,6 +43,8 @@ impl fmt::Display for SnapshotKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotState {
+    /// Admitted but for a limit on snapshots in flight: waits for its turn, and charges nothing but its place.
+    Queued,
     /// Reserved; barriers may be under way.
     InProgress,
     /// Durable and restorable.
@@ -53,12 +58,35 @@ pub enum SnapshotState {
 impl fmt::Display for SnapshotState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            SnapshotState::Queued => "QUEUED",
             SnapshotState::InProgress => "IN_PROGRESS",
             SnapshotState::Completed => "COMPLETED",
             SnapshotState::Failed => "FAILED",
             SnapshotState::Deleting => "DELETING",
         })
     }
+}
+
+/// What people say about a snapshot; all of it may be changed at any time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Annotations {
+    /// Name for people.
+    pub name: Option<String>,
+    /// A sentence for people.
+    pub note: Option<String>,
+    /// Keys and values to select by.
+    pub labels: BTreeMap<String, String>,
+    /// Whoever pinned it wants it kept: neither a retention policy nor an unforced delete takes it.
+    pub pinned: bool,
+}
+
+/// The outcome of reading every byte of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// When it was read.
+    pub at: Millis,
+    /// The first damage found; none: it is whole.
+    pub damage: Option<Error>,
 }
 
 /// A barrier as it travels with the data.
@@ -77,6 +105,9 @@ pub struct Barrier {
     /// Directory that receives the snapshot's files; it travels along, so that every subtask that sees the barrier
     /// knows it.
     pub directory: String,
+    /// The completed checkpoint of this job whose files a checkpoint may build on; none: everything is written anew. It is
+    /// also the notice that this one has completed, and that those between it and this barrier have not.
+    pub base: Option<SnapshotId>,
 }
 
 /// Whether the job goes on after a barrier.
@@ -131,9 +162,13 @@ pub struct SnapshotTimings {
 }
 
 /// One immutable file of a snapshot: rows of one state table, sorted by key hash, in blocks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Of one subtask and table, the files stand in the order in which they were written: a row in a later one replaces the row
+/// of the same key and map key in an earlier one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateFile {
-    /// Path relative to the snapshot's directory. Written once, under a name no other attempt uses.
+    /// Path relative to the snapshot's directory: a plain name, or `../shared/` with a plain name for a file that other
+    /// checkpoints of the job may refer to as well. Written once, under a name no other attempt uses.
     pub path: String,
     /// The operator's state table.
     pub table: String,
@@ -143,8 +178,69 @@ pub struct StateFile {
     pub rows: u64,
     /// CRC32C of the whole file.
     pub crc32c: u32,
+    /// The rows are tombstones: keys and map keys that earlier files may have and that are gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deletes: bool,
+    /// First and last segment in it, of a table that is dropped by segments (the slices of windows).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
+    /// Rows of lower segments have gone since the file was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_from: Option<i64>,
     /// The blocks, in file order and so in order of key hash.
     pub blocks: Vec<StateBlock>,
+}
+
+/// The segments of a file, by their order; both are included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segments {
+    /// The lowest.
+    pub first: i64,
+    /// The highest.
+    pub last: i64,
+}
+
+/// A file that several checkpoints of a job may refer to. It goes with the last of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SharedFile {
+    /// Its name in the job's directory of shared files.
+    pub name: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// What the paths of shared files begin with, seen from a snapshot's directory.
+pub const SHARED_PREFIX: &str = "../shared/";
+/// Between the id of the snapshot that wrote a shared file and the rest of its name; no id holds it.
+const WRITER_END: char = '+';
+
+impl SharedFile {
+    /// Whether this snapshot wrote it, and not one before.
+    pub fn is_written_by(&self, snapshot: &SnapshotId) -> bool {
+        shared_file_writer(&self.name).is_some_and(|writer| writer == snapshot.as_str())
+    }
+}
+
+impl StateFile {
+    /// The file's name in the job's directory of shared files, if it is one.
+    pub fn shared_name(&self) -> Option<&str> {
+        self.path.strip_prefix(SHARED_PREFIX)
+    }
+
+    /// Whether this snapshot wrote it, and not one before.
+    pub fn is_written_by(&self, snapshot: &SnapshotId) -> bool {
+        self.shared_name().is_none_or(|name| shared_file_writer(name).is_some_and(|writer| writer == snapshot.as_str()))
+    }
+}
+
+/// The path of a shared file that a snapshot writes, up to what tells its files apart.
+pub fn shared_path(snapshot: &SnapshotId, rest: &str) -> String {
+    format!("{SHARED_PREFIX}{snapshot}{WRITER_END}{rest}")
+}
+
+/// The id of the snapshot that wrote a shared file, by the file's name.
+pub fn shared_file_writer(name: &str) -> Option<&str> {
+    name.split_once(WRITER_END).map(|(writer, _)| writer)
 }
 
 /// One Arrow IPC record batch within a [`StateFile`]; a rescaled restore reads only the blocks it needs.

@@ -2,12 +2,18 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail them by panicking")]
 
+mod catalogue;
 mod chaos;
 mod command_line;
+mod explain;
 mod failures;
+mod inspect;
 mod local_cluster;
+mod policies;
+mod quotas;
 mod real_data;
 mod refusals;
+mod restore;
 mod savepoints;
 mod support;
 mod windows;

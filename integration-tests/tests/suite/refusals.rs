@@ -91,3 +91,39 @@ async fn a_malformed_record_fails_the_job_naming_where_it_lies() {
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(ran.stderr.contains("test/in") && ran.stderr.contains("offset"), "{}", ran.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_kind_is_named_for_what_it_is() {
+    let cluster = Cluster::start(0, 1);
+    let (store, pages) = (cluster.address("store"), cluster.http_address("jobmanager"));
+    for (address, what) in [(store, "a stream store"), (pages, "an HTTP server (HTTP/1.1 200 OK)")] {
+        let ran = cluster.weir(&["--jobmanager", &address, "list"]);
+        let expected = format!("error[UNAVAILABLE]: what answers at {address} is no JobManager but {what}");
+        assert_eq!(refusal(&ran), (17, expected.as_str()));
+        assert!(ran.stderr.contains("hint: Give the address of the JobManager's API"), "{}", ran.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_two_jobs_is_refused_with_their_ids_and_what_to_do() {
+    let cluster = Cluster::start(0, 1);
+    append(&cluster, "test/in", &readings(0, 10));
+    let jobs = [submit(&cluster, &totals_script("1 h"), &[]), submit(&cluster, &totals_script("1 h"), &[])];
+    let ran = cluster.weir(&["job", "show", "job"]);
+    assert_eq!(refusal(&ran), (2, "error[INVALID_ARGUMENT]: \"job\" means more than one job"));
+    assert!(jobs.iter().all(|job| ran.stderr.contains(job)), "{}", ran.stderr);
+    assert!(ran.stderr.contains("hint: Give one of these ids, or as much of it as no other begins with."));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_argument_is_explained_without_an_error_code() {
+    let cluster = Cluster::start(0, 1);
+    let ran = cluster.weir(&["savepoint", "some-job", "--timeout", "5x"]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(!ran.stderr.contains("INVALID_ARGUMENT"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("invalid value '5x' for '--timeout <DURATION>': \"5x\" is not a span of time"));
+    assert!(ran.stderr.contains("hint: Write a number with its unit"), "{}", ran.stderr);
+    let input = cluster.write("input.jsonl", "{}\n");
+    let ran = cluster.weir(&["quickstart", "--input", &input, "--script", "no-such.sql"]);
+    assert_eq!(refusal(&ran), (6, "error[NOT_FOUND]: could not read the script no-such.sql"));
+}

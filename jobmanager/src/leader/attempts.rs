@@ -164,6 +164,7 @@ impl Leader {
             return;
         }
         let Some(graph) = self.state(|state| state.jobs.get(&job).map(|record| record.graph.clone())) else { return };
+        self.hosts.note(&job, &placements);
         let Prepared { splits, restore } = prepared;
         let deployment = Deployment {
             term: self.term,

@@ -1,7 +1,5 @@
 //! Clients' requests: submitting, cancelling, stopping, snapshots on demand, deletion.
 
-use std::collections::BTreeSet;
-
 use tokio::sync::watch;
 use weir_coordination::checkpoint::{self, Config, Coordinator, Trigger};
 use weir_coordination::metadata::{Command, JobRecord, NewJob, Reply};
@@ -9,7 +7,7 @@ use weir_coordination::scheduler::{self, JobPlan, Recovered};
 use weir_proto::pb::client::v1 as pb;
 use weir_types::ids::{JobId, RequestId};
 use weir_types::job::JobState;
-use weir_types::snapshot::{SnapshotKind, SnapshotState, StopMode};
+use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, StopMode};
 use weir_types::{Code, Error, Result};
 
 use super::{Leader, LiveJob, Then, answer};
@@ -28,6 +26,7 @@ impl Leader {
         match request {
             Request::Status(to) => answer(to, Ok(self.status_view())),
             Request::Submit(request, to) => self.submit(*request, to),
+            Request::PlanRestore(request, to) => self.plan_restore(*request, to),
             Request::Jobs(request, to) => answer(to, Ok(self.jobs_view(&request))),
             Request::Job(job, to) => answer(to, self.find_job(&job).and_then(|job| self.job_view(&job))),
             Request::Watch(job, to) => answer(to, self.watch(&job)),
@@ -35,11 +34,25 @@ impl Leader {
             Request::Trigger(request, to) => self.trigger(request, to),
             Request::Stop(request, to) => self.stop(request, to),
             Request::Snapshots(request, to) => answer(to, self.snapshots_view(&request)),
-            Request::Snapshot(snapshot, to) => {
-                let id = self.state(|state| state.find_snapshot(&snapshot).map(|entry| entry.id.clone()));
-                answer(to, id.and_then(|id| self.snapshot_view(&id)));
+            Request::Explain(snapshot, to) => self.explain(&snapshot, to),
+            Request::Snapshot(snapshot, to) => answer(to, self.describe_snapshot(&snapshot)),
+            Request::CancelSnapshot(snapshot, to) => {
+                let cancelled = self.cancel_snapshot(&snapshot);
+                answer(to, cancelled);
             }
+            Request::Progress(request, to) => answer(to, self.request_view(&request)),
+            Request::SetQuota(request, to) => self.set_quota(request, to),
+            Request::Quotas(request, to) => answer(to, self.quotas_view(&request)),
             Request::Delete(request, to) => self.delete(request, to),
+            Request::Annotate(request, to) => self.annotate(request, to),
+            Request::Deleted(request, to) => answer(to, self.deleted_view(&request)),
+            Request::Collect(request, to) => {
+                let collector = self.collector();
+                tokio::spawn(async move { answer(to, collector.asked(request).await) });
+            }
+            Request::SetPolicy(request, to) => self.set_policy(request, to),
+            Request::RemovePolicy(request, to) => self.remove_policy(request, to),
+            Request::Policies(request, to) => answer(to, self.policies_view(&request)),
         }
     }
 
@@ -63,26 +76,20 @@ impl Leader {
                 Error::new(Code::ResourceExhausted, format!("{PLANNING_MAX} scripts are being planned already"));
             return answer(to, Err(error.with_hint("Try again in a moment.")));
         }
-        let restore = match &request.restore_from {
-            None => Ok(None),
-            Some(from) => self.restore_from(from, request.allow_non_restored_state).map(Some),
-        };
-        let restore = match restore {
+        let restore = match self.restoring(&request) {
             Ok(restore) => restore,
             Err(error) => return answer(to, Err(error)),
         };
         self.planning.insert(id.clone(), Vec::new());
         let (planner, store) = (self.planner.clone(), self.store.clone());
-        let ended: BTreeSet<JobId> = self.state(|state| {
-            state.jobs.values().filter(|job| job.state.is_terminal()).map(|job| job.id.clone()).collect()
-        });
+        let ended = self.ended_jobs();
         self.work(async move {
             let planned = planning::new_job(&planner, &store, id.clone(), request, restore, &ended).await;
             Event::Planned { request: id, answer: to, planned: planned.map(Box::new) }
         });
     }
 
-    fn answered(&self, request: &RequestId) -> Option<Reply> {
+    pub(super) fn answered(&self, request: &RequestId) -> Option<Reply> {
         self.state(|state| state.requests.get(request).map(|answered| answered.reply.clone()))
     }
 
@@ -201,15 +208,29 @@ impl Leader {
 
     fn trigger(&mut self, request: pb::TriggerSnapshotRequest, to: Answer<pb::Snapshot>) {
         let kind = if request.savepoint { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint };
-        let pb::TriggerSnapshotRequest { request_id, job, directory, timeout_ms, owner, name, .. } = request;
-        let parts = Wanted { request_id, job, directory, timeout_ms, owner, name };
+        let pb::TriggerSnapshotRequest {
+            request_id,
+            job,
+            savepoint: _,
+            directory,
+            timeout_ms,
+            owner,
+            name,
+            note,
+            labels,
+            pinned,
+            evict_oldest,
+        } = request;
+        let annotations = Annotations { name, note, labels, pinned };
+        let parts = Wanted { request_id, job, directory, timeout_ms, owner, annotations, evict: evict_oldest };
         self.want_snapshot(parts, kind, Trigger::User, to);
     }
 
     fn stop(&mut self, request: pb::StopJobRequest, to: Answer<pb::Snapshot>) {
         let pb::StopJobRequest { request_id, job, drain, directory, timeout_ms, owner } = request;
         let mode = if drain { StopMode::Drain } else { StopMode::Suspend };
-        let parts = Wanted { request_id, job, directory, timeout_ms, owner, name: None };
+        let parts =
+            Wanted { request_id, job, directory, timeout_ms, owner, annotations: Annotations::default(), evict: false };
         self.want_snapshot(parts, SnapshotKind::Savepoint, Trigger::Stop(mode), to);
     }
 
@@ -231,7 +252,8 @@ impl Leader {
                     return answer(to, Err(Error::invalid(format!("request id {id} was used for something else"))));
                 };
                 let view = self.snapshot_view(&snapshot);
-                let under_way = view.as_ref().is_ok_and(|view| view.state == SnapshotState::InProgress.to_string());
+                let under_way = [SnapshotState::Queued, SnapshotState::InProgress].map(|state| state.to_string());
+                let under_way = view.as_ref().is_ok_and(|view| under_way.contains(&view.state));
                 if under_way {
                     self.waiters.entry(id).or_default().push(to);
                 } else if let Some(job) = self.is_stopping(&snapshot) {
@@ -256,7 +278,13 @@ impl Leader {
         if self.jobs.contains_key(&job) {
             self.coordinate(&job, checkpoint::Event::Requested(request));
         } else {
-            let error = Error::new(Code::FailedPrecondition, format!("job {job} has ended"));
+            let ended = self.job_state(&job).is_none_or(JobState::is_terminal);
+            let error = if ended {
+                Error::new(Code::FailedPrecondition, format!("job {job} has ended"))
+            } else {
+                Error::unavailable(format!("it is not known yet what job {job} goes on from"))
+                    .with_hint("Try again when its storage answers.")
+            };
             for waiter in self.waiters.remove(&id).unwrap_or_default() {
                 answer(waiter, Err(error.clone()));
             }
@@ -269,7 +297,7 @@ impl Leader {
         kind: SnapshotKind,
         trigger: Trigger,
     ) -> Result<(JobId, checkpoint::Request)> {
-        let Wanted { request_id: id, job, directory, timeout_ms, owner, name } = wanted;
+        let Wanted { request_id: id, job, directory, timeout_ms, owner, annotations, evict } = wanted;
         let directory = directory.filter(|directory| !directory.is_empty());
         if let Some(directory) = &directory
             && !directory.starts_with('/')
@@ -277,21 +305,27 @@ impl Leader {
         {
             return Err(Error::invalid(format!("savepoint directory {directory:?} is not absolute")));
         }
+        if let Some(directory) = &directory {
+            self.check_savepoint_directory(directory)?;
+        }
+        annotations.check()?;
         let job = self.find_job(&job)?;
-        Ok((job, checkpoint::Request { id: request_id(&id)?, kind, trigger, directory, timeout_ms, owner, name }))
+        let id = request_id(&id)?;
+        Ok((job, checkpoint::Request { id, kind, trigger, directory, timeout_ms, owner, annotations, evict }))
     }
 
-    fn delete(&mut self, request: pb::SnapshotRequest, to: Answer<pb::DeleteSnapshotReply>) {
-        let found = request_id(&request.request_id).and_then(|id| {
-            self.state(|state| state.find_snapshot(&request.snapshot).map(|entry| (entry.id.clone(), id)))
-        });
-        match found {
-            Ok((snapshot, id)) => {
-                let command = Command::MarkDeleted { snapshot: snapshot.clone(), request: Some(id) };
-                self.commit(command, Then::Marked(snapshot, to));
-            }
-            Err(error) => answer(to, Err(error)),
+    /// A savepoint lies where its user says, but not where checkpoints come and go by themselves.
+    fn check_savepoint_directory(&self, directory: &str) -> Result<()> {
+        let path = std::path::Path::new(directory);
+        if path.components().any(|part| part == std::path::Component::ParentDir) {
+            return Err(Error::invalid(format!("savepoint directory {directory:?} has `..` in it"))
+                .with_hint("Name the directory itself."));
         }
+        if path.starts_with(&self.checkpoint_root) {
+            return Err(Error::invalid(format!("savepoint directory {directory:?} lies among the checkpoints"))
+                .with_hint("Name a directory outside of the checkpoints' root."));
+        }
+        Ok(())
     }
 }
 
@@ -302,11 +336,12 @@ struct Wanted {
     directory: Option<String>,
     timeout_ms: Option<u64>,
     owner: String,
-    name: Option<String>,
+    annotations: Annotations,
+    evict: bool,
 }
 
 /// A client's request id; one that sends none gets a fresh one, and cannot retry.
-fn request_id(text: &str) -> Result<RequestId> {
+pub(super) fn request_id(text: &str) -> Result<RequestId> {
     if text.is_empty() { RequestId::new(uuid::Uuid::new_v4().simple().to_string()) } else { RequestId::new(text) }
 }
 

@@ -6,10 +6,18 @@
 //! before its commit.
 
 mod attempts;
+mod catalogue;
+mod explain;
+mod grants;
 mod jobs;
+mod policies;
+mod quotas;
 mod recovery;
+mod restores;
 mod sessions;
 mod snapshots;
+mod sweeps;
+mod trail;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,20 +34,24 @@ use weir_coordination::scheduler::{self, Scheduler};
 use weir_proto::convert::metadata::{decode_reply, encode_command};
 use weir_proto::pb::client::v1 as pb;
 use weir_replication::Node;
-use weir_service::Shutdown;
+use weir_service::{Shutdown, failpoint};
 use weir_stream_store::client::StoreClient;
 use weir_types::control::SubtaskProgress;
 use weir_types::deployment::Placement;
 use weir_types::ids::{Attempt, ClusterId, JobId, RequestId, SnapshotId, TaskManagerId, Term};
+use weir_types::quota::QuotaLevel;
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 use crate::config::Config;
-use crate::event::{Answer, Event, Prepared};
+use crate::event::{Answer, Draft, Event, Prepared};
+use crate::explain::Hosts;
 use crate::gc::Collector;
 use crate::metadata::{Machine, now};
 use crate::planning::Planner;
+use grants::{Account, Amount};
 use sessions::Session;
+use sweeps::Sweep;
 
 /// What follows a commit.
 enum Then {
@@ -57,6 +69,20 @@ enum Then {
     Marked(SnapshotId, Answer<pb::DeleteSnapshotReply>),
     /// The entry of a snapshot that was removed is gone.
     Deleted(SnapshotId),
+    /// People say something else about the snapshot.
+    Annotated(SnapshotId, Answer<pb::Snapshot>),
+    PolicySet(QuotaLevel, Answer<pb::Policy>),
+    PolicyRemoved(Box<pb::Policy>, Answer<pb::Policy>),
+    /// Policies have marked what they delete.
+    Enforced,
+    /// A snapshot may write so much in total, or not.
+    Granted(SnapshotId, u64, Amount),
+    /// What the manifest takes is charged, or not.
+    ManifestGranted(Box<Draft>),
+    /// What an earlier JobManager left in flight has ended.
+    Settled(SnapshotId),
+    /// The limits of a level are set.
+    QuotaSet(QuotaLevel, Answer<pb::SetQuotaReply>),
 }
 
 /// What only the leader knows of a job that has not ended.
@@ -100,12 +126,32 @@ pub(crate) struct Leader {
     stops: BTreeMap<JobId, Vec<(SnapshotId, Answer<pb::Snapshot>)>>,
     /// Completed snapshots whose pins are being moved; until that is done they are not removed.
     keeping: BTreeSet<SnapshotId>,
+    /// Snapshots that are being removed.
+    removing: BTreeSet<SnapshotId>,
+    /// Whether the jobs that were found have been resumed.
+    recovered: bool,
+    /// Snapshots that an earlier JobManager left in flight and of which it is not known yet how they have ended, with the
+    /// time of the next try; none: one is under way. Their jobs wait.
+    unsettled: BTreeMap<SnapshotId, Option<Millis>>,
+    /// What the snapshots in flight may write.
+    accounts: BTreeMap<SnapshotId, Account>,
+    /// Failed snapshots whose files are not removed yet.
+    sweeps: BTreeMap<SnapshotId, Sweep>,
     /// Snapshots whose removal failed, and when it is tried again.
     removals: BTreeMap<SnapshotId, Millis>,
     /// Who waits for the first try to remove each snapshot, and what they will be told.
     deletions: BTreeMap<SnapshotId, Vec<(Answer<pb::DeleteSnapshotReply>, pb::DeleteSnapshotReply)>>,
     /// Notified when something was ended that may have left garbage.
     garbage: Arc<Notify>,
+    /// Where attempts ran.
+    hosts: Hosts,
+    /// Savepoints that are admitted, and what has to go before they begin.
+    evictions: BTreeMap<SnapshotId, (JobId, BTreeSet<SnapshotId>)>,
+    /// Policies are being enforced.
+    enforcing: bool,
+    /// Jobs whose scheduled savepoint was asked for: which one, by the time since which it is awaited, and when it is asked
+    /// for again if nothing came of it.
+    scheduled: BTreeMap<JobId, (Millis, Millis)>,
 }
 
 impl Leader {
@@ -140,9 +186,11 @@ impl Leader {
     /// What cleans up behind this leader and its predecessors.
     pub(crate) fn collector(&self) -> Collector {
         Collector {
+            cluster: self.cluster.clone(),
             store: self.store.clone(),
             node: self.node.clone(),
             checkpoint_root: self.checkpoint_root.clone(),
+            savepoint_root: self.savepoint_root.clone(),
             garbage: self.garbage.clone(),
         }
     }
@@ -170,6 +218,10 @@ impl Leader {
             }
             Event::Step { job, event } => self.coordinate(&job, event),
             Event::Kept(snapshot) => self.on_kept(snapshot),
+            Event::Deletable { snapshot, command, to } => self.on_deletable(snapshot, command, to),
+            Event::Drafted { job, snapshot, draft } => self.on_drafted(&job, snapshot, draft),
+            Event::Settled { snapshot, found } => self.on_settled(snapshot, found),
+            Event::Swept { snapshot, result } => self.on_swept(&snapshot, result),
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
         }
     }
@@ -180,6 +232,7 @@ impl Leader {
         if self.heartbeat_at <= now {
             self.heartbeat_at = now.plus(self.config.heartbeat.interval_ms);
             self.send_heartbeats();
+            self.keep_policies();
             metrics::gauge!("weir_task_managers").set(self.sessions.len() as f64);
             metrics::gauge!("weir_jobs_live").set(self.jobs.len() as f64);
         }
@@ -195,6 +248,8 @@ impl Leader {
         for job in due {
             self.coordinate(&job, checkpoint::Event::Tick);
         }
+        self.settle_due(now);
+        self.sweep_due(now);
         let again: Vec<_> = self.removals.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for snapshot in again {
             self.remove_snapshot(snapshot);
@@ -207,6 +262,8 @@ impl Leader {
             .flatten()
             .chain(self.jobs.values().filter_map(|job| job.coordinator.next_deadline()))
             .chain(self.removals.values().copied())
+            .chain(self.unsettled.values().copied().flatten())
+            .chain(self.next_sweep())
             .fold(self.heartbeat_at, Millis::min)
     }
 
@@ -232,6 +289,14 @@ impl Leader {
     }
 
     fn on_committed(&mut self, then: Then, reply: Reply) {
+        let admitted = reply.as_ref().map(|applied| applied.admitted.clone()).unwrap_or_default();
+        self.follow(then, reply);
+        for snapshot in admitted {
+            self.on_admitted(snapshot);
+        }
+    }
+
+    fn follow(&mut self, then: Then, reply: Reply) {
         match then {
             Then::Nothing => match reply {
                 Ok(applied) => self.after_change(applied),
@@ -241,13 +306,23 @@ impl Leader {
             Then::Deploy(job, attempt, placements, prepared) => {
                 self.on_attempt_committed(job, attempt, placements, *prepared, reply);
             }
-            Then::Reserved(job, snapshot) => {
-                self.coordinate(&job, checkpoint::Event::Reserved(snapshot, reply.map(drop)));
-            }
+            Then::Reserved(job, snapshot) => self.on_reserved(&job, snapshot, reply),
+            Then::Granted(snapshot, bytes, amount) => self.on_granted(&snapshot, bytes, amount, reply),
+            Then::ManifestGranted(draft) => self.publish_draft(*draft, reply),
+            Then::Settled(snapshot) => self.on_settlement_committed(&snapshot, reply),
+            Then::QuotaSet(level, to) => self.on_quota_set(&level, reply, to),
             Then::Completed(job, snapshot) => self.on_completed(&job, snapshot, reply),
             Then::Aborted(job, snapshot) => self.coordinate(&job, checkpoint::Event::Aborted(snapshot)),
             Then::Marked(snapshot, answer) => self.on_marked_deleted(snapshot, reply, answer),
-            Then::Deleted(snapshot) => self.answer_deletion(&snapshot),
+            Then::Deleted(snapshot) => {
+                failpoint::reach("delete.entry");
+                tracing::info!(%snapshot, "snapshot removed");
+                self.answer_deletion(&snapshot);
+            }
+            Then::Annotated(snapshot, to) => answer(to, reply.and_then(|_| self.snapshot_view(&snapshot))),
+            Then::PolicySet(level, to) => self.on_policy_set(&level, reply, to),
+            Then::PolicyRemoved(policy, to) => answer(to, reply.map(|_| *policy)),
+            Then::Enforced => self.on_enforced(reply),
         }
     }
 

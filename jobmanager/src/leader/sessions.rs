@@ -8,6 +8,7 @@ use weir_coordination::scheduler::{self, SlotsOf};
 use weir_types::control::{FromTaskManager, Registered, Registration, SubtaskProgress, ToTaskManager};
 use weir_types::deployment::SubtaskState;
 use weir_types::ids::{JobId, TaskManagerId};
+use weir_types::snapshot::SnapshotTimings;
 use weir_types::{Code, Error};
 
 use super::{Leader, answer};
@@ -68,6 +69,7 @@ impl Leader {
             heartbeat_timeout_ms: self.config.heartbeat.timeout_ms,
         };
         self.send(&task_manager, ToTaskManager::Registered(registered));
+        self.remind_writer(&task_manager);
         self.schedule(scheduler::Event::TaskManagerJoined(slots, running));
     }
 
@@ -102,16 +104,20 @@ impl Leader {
                 self.touch(&job);
             }
             FromTaskManager::SnapshotAcked(ack) => {
-                tracing::debug!(snapshot = %ack.snapshot, subtask = %ack.subtask, "subtask acknowledged");
+                let SnapshotTimings { start_delay_us, alignment_us, sync_us, async_us } = ack.timings;
+                tracing::debug!(snapshot = %ack.snapshot, subtask = %ack.subtask, task_manager = %from,
+                    start_delay_us, alignment_us, sync_us, async_us, "subtask acknowledged");
                 let job = ack.subtask.job.clone();
                 self.coordinate(&job, checkpoint::Event::Acked(ack));
             }
             FromTaskManager::SnapshotDeclined(declined) => {
-                tracing::warn!(snapshot = %declined.snapshot, subtask = %declined.subtask,
+                tracing::warn!(snapshot = %declined.snapshot, subtask = %declined.subtask, task_manager = %from,
                     code = %declined.error.code, error = %declined.error, "subtask declined");
                 let job = declined.subtask.job.clone();
                 self.coordinate(&job, checkpoint::Event::Declined(declined));
             }
+            FromTaskManager::GrantWanted(request) => self.on_grant_wanted(from, request),
+            FromTaskManager::WritersStopped(stopped) => self.on_writers_stopped(from, &stopped),
         }
     }
 

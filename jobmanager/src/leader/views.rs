@@ -1,11 +1,11 @@
 //! The cluster as clients see it.
 
-use weir_coordination::metadata::{JobRecord, SnapshotEntry};
+use weir_coordination::metadata::{JobRecord, SnapshotEntry, State};
 use weir_proto::pb::client::v1 as pb;
 use weir_types::graph::OperatorSpec;
 use weir_types::ids::{JobId, SnapshotId, SubtaskId, SubtaskIndex};
 use weir_types::job::JobState;
-use weir_types::snapshot::{SnapshotKind, SnapshotState};
+use weir_types::snapshot::SnapshotState;
 use weir_types::{Error, Result};
 
 use super::Leader;
@@ -104,7 +104,12 @@ impl Leader {
                 rows_in: sum(|spec| matches!(spec, OperatorSpec::Source(_)), |subtask| subtask.rows_in),
                 rows_out: sum(|spec| matches!(spec, OperatorSpec::Sink(_)), |subtask| subtask.rows_out),
                 late_rows: sum(|_| true, |subtask| subtask.late_rows),
-                recent_snapshots: recent.iter().rev().take(RECENT_SNAPSHOTS).map(|entry| self.view(entry)).collect(),
+                recent_snapshots: recent
+                    .iter()
+                    .rev()
+                    .take(RECENT_SNAPSHOTS)
+                    .map(|entry| self.view(state, entry))
+                    .collect(),
                 plan: record.plan.clone(),
                 waiting_for: self.scheduler.waiting_for(now(), job),
                 chains,
@@ -148,11 +153,15 @@ impl Leader {
         chains
     }
 
-    fn view(&self, entry: &SnapshotEntry) -> pb::Snapshot {
+    pub(super) fn view(&self, state: &State, entry: &SnapshotEntry) -> pb::Snapshot {
         let mut view = pb::Snapshot::from(entry);
+        view.exclusive_bytes = view.exclusive_bytes.saturating_add(state.shared.exclusive_bytes(&entry.job, &entry.id));
         let in_flight = self.jobs.get(&entry.job).and_then(|live| live.coordinator.in_flight());
         if let Some((_, acknowledged)) = in_flight.filter(|(reservation, _)| reservation.snapshot == entry.id) {
             view.subtasks_acknowledged = acknowledged;
+        }
+        if entry.state == SnapshotState::Queued {
+            view.queue_position = state.queue_position(&entry.id).map_or(0, |position| position as u32);
         }
         view
     }
@@ -160,22 +169,10 @@ impl Leader {
     pub(super) fn snapshot_view(&self, snapshot: &SnapshotId) -> Result<pb::Snapshot> {
         self.state(|state| {
             let missing = || Error::not_found(format!("snapshot {snapshot} is not in the catalogue"));
-            state.snapshots.get(snapshot).map(|entry| self.view(entry)).ok_or_else(missing)
+            let mut view = state.snapshots.get(snapshot).map(|entry| self.view(state, entry)).ok_or_else(missing)?;
+            view.evicted = super::catalogue::evicted_for(state, snapshot);
+            Ok(view)
         })
-    }
-
-    pub(super) fn snapshots_view(&self, request: &pb::ListSnapshotsRequest) -> Result<pb::ListSnapshotsReply> {
-        let job = request.job.as_deref().filter(|job| !job.is_empty()).map(|job| self.find_job(job)).transpose()?;
-        let wanted = |entry: &&SnapshotEntry| {
-            job.as_ref().is_none_or(|job| entry.job == *job)
-                && request.savepoints.is_none_or(|savepoints| savepoints == (entry.kind == SnapshotKind::Savepoint))
-                // Checkpoints that are being retired are of no use to anybody.
-                && (entry.state != SnapshotState::Deleting || entry.kind == SnapshotKind::Savepoint)
-        };
-        let mut snapshots: Vec<_> =
-            self.state(|state| state.snapshots.values().filter(wanted).map(|entry| self.view(entry)).collect());
-        snapshots.sort_by_key(|snapshot| (snapshot.triggered_at_ms, snapshot.barrier));
-        Ok(pb::ListSnapshotsReply { snapshots })
     }
 }
 

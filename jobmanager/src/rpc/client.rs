@@ -55,6 +55,13 @@ impl Client for Service {
         self.ask(|answer| Asked::Submit(Box::new(request.into_inner()), answer)).await
     }
 
+    async fn plan_restore(
+        &self,
+        request: Request<pb::SubmitRequest>,
+    ) -> Result<Response<pb::PlanRestoreReply>, Status> {
+        self.ask(|answer| Asked::PlanRestore(Box::new(request.into_inner()), answer)).await
+    }
+
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsReply>, Status> {
         self.ask(|answer| Asked::Jobs(request.into_inner(), answer)).await
     }
@@ -103,11 +110,76 @@ impl Client for Service {
         self.ask(|answer| Asked::Snapshot(request.into_inner().snapshot, answer)).await
     }
 
-    async fn delete_snapshot(
+    async fn explain_snapshot(
         &self,
         request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<pb::SnapshotExplanation>, Status> {
+        self.ask(|answer| Asked::Explain(request.into_inner().snapshot, answer)).await
+    }
+
+    async fn cancel_snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::CancelSnapshot(request.into_inner().snapshot, answer)).await
+    }
+
+    async fn describe_request(
+        &self,
+        request: Request<pb::RequestRef>,
+    ) -> Result<Response<pb::SnapshotProgress>, Status> {
+        self.ask(|answer| Asked::Progress(request.into_inner().request_id, answer)).await
+    }
+
+    async fn set_quota(&self, request: Request<pb::SetQuotaRequest>) -> Result<Response<pb::SetQuotaReply>, Status> {
+        self.ask(|answer| Asked::SetQuota(request.into_inner(), answer)).await
+    }
+
+    async fn list_quotas(
+        &self,
+        request: Request<pb::ListQuotasRequest>,
+    ) -> Result<Response<pb::ListQuotasReply>, Status> {
+        self.ask(|answer| Asked::Quotas(request.into_inner(), answer)).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<pb::DeleteSnapshotRequest>,
     ) -> Result<Response<pb::DeleteSnapshotReply>, Status> {
         self.ask(|answer| Asked::Delete(request.into_inner(), answer)).await
+    }
+
+    async fn annotate_snapshot(
+        &self,
+        request: Request<pb::AnnotateSnapshotRequest>,
+    ) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::Annotate(request.into_inner(), answer)).await
+    }
+
+    async fn list_deleted(
+        &self,
+        request: Request<pb::ListDeletedRequest>,
+    ) -> Result<Response<pb::ListDeletedReply>, Status> {
+        self.ask(|answer| Asked::Deleted(request.into_inner(), answer)).await
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<pb::CollectGarbageRequest>,
+    ) -> Result<Response<pb::CollectGarbageReply>, Status> {
+        self.ask(|answer| Asked::Collect(request.into_inner(), answer)).await
+    }
+
+    async fn set_policy(&self, request: Request<pb::SetPolicyRequest>) -> Result<Response<pb::Policy>, Status> {
+        self.ask(|answer| Asked::SetPolicy(request.into_inner(), answer)).await
+    }
+
+    async fn remove_policy(&self, request: Request<pb::RemovePolicyRequest>) -> Result<Response<pb::Policy>, Status> {
+        self.ask(|answer| Asked::RemovePolicy(request.into_inner(), answer)).await
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<pb::ListPoliciesRequest>,
+    ) -> Result<Response<pb::ListPoliciesReply>, Status> {
+        self.ask(|answer| Asked::Policies(request.into_inner(), answer)).await
     }
 }
 

@@ -42,6 +42,7 @@ pub(crate) async fn serve(
         .tcp_nodelay(true)
         .add_service(clients)
         .add_service(task_managers)
+        .add_service(weir_proto::diagnostics::server(weir_service::events::recall))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { requested.requested().await });
     let drained = async {
         shutdown.requested().await;

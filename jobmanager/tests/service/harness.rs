@@ -17,12 +17,15 @@ use weir_proto::pb::client::v1::client_client::ClientClient;
 use weir_proto::pb::control::v1 as control;
 use weir_proto::pb::control::v1::coordinator_client::CoordinatorClient;
 use weir_service::Shutdown;
-use weir_types::Result;
-use weir_types::control::{FromTaskManager, Registration, SubtaskStatus, ToTaskManager, TriggerBarrier};
+use weir_types::control::{
+    FromTaskManager, Registration, SnapshotDeclined, SnapshotOutcome, SubtaskStatus, ToTaskManager, TriggerBarrier,
+    WritersStopped,
+};
 use weir_types::deployment::{Deployment, SubtaskState};
 use weir_types::graph::OperatorSpec;
 use weir_types::ids::{SubtaskId, TaskManagerId};
 use weir_types::snapshot::{OperatorSnapshot, SnapshotTimings, SubtaskSnapshot};
+use weir_types::{Code, Error, Result};
 
 /// Nothing in these tests takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,7 +80,7 @@ impl Cluster {
         let mut config = Config { data_dir: self.path("data"), ..Config::default() };
         config.heartbeat.interval_ms = 50;
         config.heartbeat.timeout_ms = self.heartbeat_timeout_ms;
-        config.snapshots.savepoints_max = self.savepoints_max;
+        config.quotas.cluster.savepoints = self.savepoints_max;
         if let Some(address) = &self.store_address {
             config.store_address.clone_from(address);
         }
@@ -203,6 +206,12 @@ impl TaskManager {
             let message = soon(self.hear.message()).await.unwrap().expect("the session has ended");
             match message.try_into().unwrap() {
                 ToTaskManager::Heartbeat(_) => {}
+                ToTaskManager::SnapshotOutcome(outcome) if outcome.failure.is_some() => {
+                    // Nothing is written here.
+                    let SnapshotOutcome { job, attempt, snapshot, .. } = outcome.clone();
+                    self.say(&FromTaskManager::WritersStopped(WritersStopped { job, attempt, snapshot })).await;
+                    return ToTaskManager::SnapshotOutcome(outcome);
+                }
                 message => return message,
             }
         }
@@ -231,8 +240,8 @@ impl TaskManager {
         loop {
             match self.next().await {
                 ToTaskManager::Cancel(cancel) => break assert_eq!(cancel.attempt, deployment.attempt),
-                // The next periodic checkpoint may have come first.
-                ToTaskManager::Trigger(_) => {}
+                // The next periodic checkpoint may have come first, and so may the end of the last one.
+                ToTaskManager::Trigger(_) | ToTaskManager::SnapshotOutcome(_) => {}
                 other => panic!("expected a cancellation, not {other:?}"),
             }
         }
@@ -288,6 +297,16 @@ impl TaskManager {
                 timings: SnapshotTimings::default(),
             };
             self.say(&FromTaskManager::SnapshotAcked(ack)).await;
+        }
+    }
+
+    /// Declines a barrier for every subtask here.
+    pub(crate) async fn decline(&self, deployment: &Deployment, trigger: &TriggerBarrier) {
+        for subtask in self.subtasks(deployment) {
+            let (barrier, snapshot) = (trigger.barrier.id, trigger.barrier.snapshot.clone());
+            let error = Error::new(Code::Io, "the disk is slow today");
+            let declined = SnapshotDeclined { subtask, barrier, snapshot, error };
+            self.say(&FromTaskManager::SnapshotDeclined(declined)).await;
         }
     }
 

@@ -15,6 +15,16 @@ fn at(offset: u64) -> Vec<(String, u64)> {
     vec![("file-a.jsonl".to_owned(), offset), ("file-b.jsonl".to_owned(), offset)]
 }
 
+/// Waits until nothing is at `path`.
+async fn gone(path: &std::path::Path) {
+    let gone = async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(gone).await;
+}
+
 fn job_request(job: &str) -> client::JobRequest {
     client::JobRequest { request_id: String::new(), job: job.to_owned() }
 }
@@ -261,5 +271,72 @@ async fn mistakes_are_refused_with_their_codes() {
     std::fs::remove_dir_all(cluster.path("input")).unwrap();
     let missing = jobmanager.client.submit(submit(&cluster.script(""))).await.unwrap_err();
     assert_eq!(from_status(&missing).code, Code::NotFound);
+    jobmanager.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_waits_until_it_is_known_whether_the_snapshot_left_in_flight_is_complete() {
+    let cluster = Cluster::new();
+    let mut jobmanager = cluster.start().await;
+    let mut worker = TaskManager::join(&jobmanager, "worker", 1, vec![]).await;
+    let job = jobmanager.submit(cluster.script("SET 'execution.checkpointing.interval' = '1 h';")).await;
+    let deployment = worker.deployment().await;
+    worker.report(&deployment, SubtaskState::Running).await;
+    jobmanager.until_state(&job, client::JobState::Running).await;
+    let asked = jobmanager.savepoint(&job, "asked", None);
+    let barrier = worker.trigger().await;
+    jobmanager.stop().await;
+    soon(asked).await.unwrap().unwrap_err();
+
+    // The storage refuses the abort marker: where the directory was, there is none.
+    let directory = std::path::PathBuf::from(&barrier.barrier.directory);
+    std::fs::create_dir_all(directory.parent().unwrap()).unwrap();
+    std::fs::write(&directory, "in the way").unwrap();
+    let mut jobmanager = cluster.start().await;
+    let states = |snapshots: Vec<client::Snapshot>| snapshots.into_iter().map(|one| one.state).collect::<Vec<_>>();
+    assert_eq!(states(jobmanager.snapshots().await), ["IN_PROGRESS"]);
+    let again = jobmanager.savepoint(&job, "asked", None);
+    let error = soon(jobmanager.savepoint(&job, "another", None)).await.unwrap().unwrap_err();
+    assert_eq!(from_status(&error).code, Code::Unavailable);
+    assert!(!again.is_finished(), "whoever asks again waits with the job");
+
+    std::fs::remove_file(&directory).unwrap();
+    let error = soon(again).await.unwrap().unwrap_err();
+    assert_eq!(from_status(&error).code, Code::Unavailable);
+    assert_eq!(states(jobmanager.snapshots().await), ["FAILED"]);
+    let mut worker = TaskManager::join(&jobmanager, "worker", 1, vec![]).await;
+    let next = loop {
+        match worker.next().await {
+            weir_types::control::ToTaskManager::Deploy(next) => break next,
+            weir_types::control::ToTaskManager::SnapshotOutcome(outcome) => assert!(outcome.failure.is_some()),
+            other => panic!("expected a deployment, not {other:?}"),
+        }
+    };
+    assert_eq!(next.attempt, deployment.attempt.next());
+    gone(&directory).await;
+    jobmanager.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_snapshot_is_swept_when_its_writers_have_stopped() {
+    let cluster = Cluster::new();
+    let mut jobmanager = cluster.start().await;
+    let mut worker = TaskManager::join(&jobmanager, "worker", 1, vec![]).await;
+    let job = jobmanager.submit(cluster.script("SET 'execution.checkpointing.interval' = '1 h';")).await;
+    let deployment = worker.deployment().await;
+    worker.report(&deployment, SubtaskState::Running).await;
+    jobmanager.until_state(&job, client::JobState::Running).await;
+    let asked = jobmanager.savepoint(&job, "asked", None);
+    let barrier = worker.trigger().await;
+    let directory = std::path::PathBuf::from(&barrier.barrier.directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    let stray = directory.join("a.state.arrow");
+    std::fs::write(&stray, "written").unwrap();
+    worker.decline(&deployment, &barrier).await;
+    soon(asked).await.unwrap().unwrap_err();
+    assert!(stray.exists(), "it may still be written");
+    // Confirms that it has stopped.
+    assert!(!worker.outcome().await);
+    gone(&directory).await;
     jobmanager.stop().await;
 }

@@ -138,7 +138,7 @@ async fn a_job_pins_its_start_until_its_first_snapshot() {
     }
     streams.until_pins(&[(&savepoints[0], 10), (&savepoints[1], 10)]).await;
 
-    let first = client::SnapshotRequest { snapshot: savepoints[0].clone(), ..Default::default() };
+    let first = client::DeleteSnapshotRequest { snapshot: savepoints[0].clone(), ..Default::default() };
     soon(jobmanager.client.delete_snapshot(first)).await.unwrap();
     streams.until_pins(&[(&savepoints[1], 10)]).await;
     jobmanager.client.cancel_job(job_request(&job)).await.unwrap();

@@ -2,10 +2,26 @@
 
 use weir_coordination::metadata::SnapshotEntry;
 use weir_types::job::JobState;
+use weir_types::quota::QuotaLimits;
 use weir_types::snapshot::SnapshotKind;
 use weir_types::{Error, Result};
 
 use crate::pb::client::v1 as pb;
+
+impl From<QuotaLimits> for pb::QuotaLimits {
+    fn from(limits: QuotaLimits) -> Self {
+        let QuotaLimits { savepoints, retained_checkpoints, bytes, in_flight, minimum_interval_ms, age_ms } = limits;
+        Self { savepoints, retained_checkpoints, bytes, in_flight, minimum_interval_ms, age_ms }
+    }
+}
+
+impl From<pb::QuotaLimits> for QuotaLimits {
+    fn from(limits: pb::QuotaLimits) -> Self {
+        let pb::QuotaLimits { savepoints, retained_checkpoints, bytes, in_flight, minimum_interval_ms, age_ms } =
+            limits;
+        Self { savepoints, retained_checkpoints, bytes, in_flight, minimum_interval_ms, age_ms }
+    }
+}
 
 impl From<JobState> for pb::JobState {
     fn from(state: JobState) -> Self {
@@ -44,7 +60,8 @@ impl TryFrom<pb::JobState> for JobState {
     }
 }
 
-/// The catalogue's entry for clients. How far one in flight is, its caller fills in.
+/// The catalogue's entry for clients. How far one in flight is, its place in the queue, its script and its holders, its
+/// caller fills in.
 impl From<&SnapshotEntry> for pb::Snapshot {
     fn from(entry: &SnapshotEntry) -> Self {
         let source = |source: &weir_types::snapshot::SourcePositions| {
@@ -87,10 +104,24 @@ impl From<&SnapshotEntry> for pb::Snapshot {
             sources: entry.sources.iter().flat_map(source).collect(),
             subtasks_acknowledged: entry.shares.len() as u32,
             subtasks_total: entry.subtasks,
-            name: entry.name.clone().unwrap_or_default(),
+            name: entry.annotations.name.clone().unwrap_or_default(),
             failures: entry.failures,
             first_failed_at_ms: entry.first_failed_at.map_or(0, |at| at.0),
             barrier: entry.barrier.0,
+            queue_position: 0,
+            note: entry.annotations.note.clone().unwrap_or_default(),
+            labels: entry.annotations.labels.clone(),
+            pinned: entry.annotations.pinned,
+            started_at_ms: entry.started_at.map_or(0, |at| at.0),
+            exclusive_bytes: entry.charged_bytes,
+            plan_hash: entry.plan_hash.clone(),
+            query: None,
+            verified_at_ms: entry.verified.as_ref().map_or(0, |verified| verified.at.0),
+            damage: entry.verified.as_ref().and_then(|verified| verified.damage.as_ref()).map(Into::into),
+            unrestorable: entry.unrestorable.clone().unwrap_or_default(),
+            deletion: entry.deletion.as_ref().map(Into::into),
+            holders: Vec::new(),
+            evicted: Vec::new(),
         }
     }
 }

@@ -12,7 +12,7 @@ use weir_types::ids::{
 };
 use weir_types::key_range::KeyRange;
 use weir_types::snapshot::{
-    Barrier, OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StateBlock, StateFile, StopMode,
+    Barrier, OperatorSnapshot, Segments, SnapshotKind, SnapshotTimings, SplitPosition, StateBlock, StateFile, StopMode,
     SubtaskSnapshot,
 };
 use weir_types::{Error, Result};
@@ -190,13 +190,16 @@ impl TryFrom<pb::StateBlock> for StateBlock {
 
 impl From<&StateFile> for pb::StateFile {
     fn from(file: &StateFile) -> Self {
-        let StateFile { path, table, bytes, rows, crc32c, blocks } = file;
+        let StateFile { path, table, bytes, rows, crc32c, deletes, segments, live_from, blocks } = file;
         Self {
             path: path.clone(),
             table: table.clone(),
             bytes: *bytes,
             rows: *rows,
             crc32c: *crc32c,
+            deletes: *deletes,
+            segments: segments.map(|Segments { first, last }| pb::Segments { first, last }),
+            live_from: *live_from,
             blocks: blocks.iter().map(Into::into).collect(),
         }
     }
@@ -206,8 +209,9 @@ impl TryFrom<pb::StateFile> for StateFile {
     type Error = Error;
 
     fn try_from(file: pb::StateFile) -> Result<Self> {
-        let pb::StateFile { path, table, bytes, rows, crc32c, blocks } = file;
-        Ok(Self { path, table, bytes, rows, crc32c, blocks: all(blocks)? })
+        let pb::StateFile { path, table, bytes, rows, crc32c, blocks, deletes, segments, live_from } = file;
+        let segments = segments.map(|pb::Segments { first, last }| Segments { first, last });
+        Ok(Self { path, table, bytes, rows, crc32c, deletes, segments, live_from, blocks: all(blocks)? })
     }
 }
 
@@ -274,7 +278,7 @@ impl TryFrom<pb::FinishAttempt> for FinishAttempt {
 impl From<&Barrier> for pb::Barrier {
     fn from(barrier: &Barrier) -> Self {
         use pb::barrier::Stop;
-        let Barrier { id, snapshot, kind, triggered_at_ms, stop, directory } = barrier;
+        let Barrier { id, snapshot, kind, triggered_at_ms, stop, directory, base } = barrier;
         let stop = match stop {
             StopMode::Continue => Stop::Continue,
             StopMode::Suspend => Stop::Suspend,
@@ -287,6 +291,7 @@ impl From<&Barrier> for pb::Barrier {
             triggered_at_ms: *triggered_at_ms,
             stop: stop.into(),
             directory: directory.clone(),
+            base: base.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -296,7 +301,7 @@ impl TryFrom<pb::Barrier> for Barrier {
 
     fn try_from(barrier: pb::Barrier) -> Result<Self> {
         use pb::barrier::Stop;
-        let pb::Barrier { id, snapshot, savepoint, triggered_at_ms, stop, directory } = barrier;
+        let pb::Barrier { id, snapshot, savepoint, triggered_at_ms, stop, directory, base } = barrier;
         let stop = match Stop::try_from(stop) {
             Ok(Stop::Continue) => StopMode::Continue,
             Ok(Stop::Suspend) => StopMode::Suspend,
@@ -310,6 +315,7 @@ impl TryFrom<pb::Barrier> for Barrier {
             triggered_at_ms,
             stop,
             directory,
+            base: if base.is_empty() { None } else { Some(SnapshotId::new(base)?) },
         })
     }
 }
@@ -444,6 +450,8 @@ impl From<&FromTaskManager> for pb::TaskManagerMessage {
             FromTaskManager::Status(status) => Message::Status(status.into()),
             FromTaskManager::SnapshotAcked(snapshot) => Message::SnapshotAck(snapshot.into()),
             FromTaskManager::SnapshotDeclined(declined) => Message::SnapshotDeclined(declined.into()),
+            FromTaskManager::GrantWanted(request) => Message::GrantWanted(request.into()),
+            FromTaskManager::WritersStopped(stopped) => Message::WritersStopped(stopped.into()),
         };
         Self { message: Some(message) }
     }
@@ -460,6 +468,8 @@ impl TryFrom<pb::TaskManagerMessage> for FromTaskManager {
             Message::Status(status) => Self::Status(status.try_into()?),
             Message::SnapshotAck(snapshot) => Self::SnapshotAcked(snapshot.try_into()?),
             Message::SnapshotDeclined(declined) => Self::SnapshotDeclined(declined.try_into()?),
+            Message::GrantWanted(request) => Self::GrantWanted(request.try_into()?),
+            Message::WritersStopped(stopped) => Self::WritersStopped(stopped.try_into()?),
         })
     }
 }

@@ -116,6 +116,7 @@ impl From<&ToTaskManager> for pb::JobManagerMessage {
             ToTaskManager::Trigger(trigger) => Message::Trigger(trigger.into()),
             ToTaskManager::Finish(finish) => Message::Finish(finish.into()),
             ToTaskManager::SnapshotOutcome(outcome) => Message::SnapshotOutcome(outcome.into()),
+            ToTaskManager::Grant(grant) => Message::Grant(grant.into()),
             ToTaskManager::Heartbeat(term) => Message::Heartbeat(pb::Heartbeat { term: term.0, progress: Vec::new() }),
         };
         Self { message: Some(message) }
@@ -134,6 +135,7 @@ impl TryFrom<pb::JobManagerMessage> for ToTaskManager {
             Message::Trigger(trigger) => Self::Trigger(trigger.try_into()?),
             Message::Finish(finish) => Self::Finish(finish.try_into()?),
             Message::SnapshotOutcome(outcome) => Self::SnapshotOutcome(outcome.try_into()?),
+            Message::Grant(grant) => Self::Grant(grant.try_into()?),
             Message::Heartbeat(pb::Heartbeat { term, progress: _ }) => Self::Heartbeat(Term(term)),
         })
     }

@@ -88,11 +88,11 @@ fn indices(columns: Vec<u32>) -> Vec<usize> {
     columns.into_iter().map(|column| column as usize).collect()
 }
 
-fn metadata_to_wire(metadata: &BTreeMap<usize, String>) -> std::collections::HashMap<u32, String> {
+fn metadata_to_wire(metadata: &BTreeMap<usize, String>) -> BTreeMap<u32, String> {
     metadata.iter().map(|(index, key)| (column(*index), key.clone())).collect()
 }
 
-fn metadata_from_wire(metadata: std::collections::HashMap<u32, String>) -> BTreeMap<usize, String> {
+fn metadata_from_wire(metadata: BTreeMap<u32, String>) -> BTreeMap<usize, String> {
     metadata.into_iter().map(|(index, key)| (index as usize, key)).collect()
 }
 
@@ -105,6 +105,7 @@ impl From<&JobOptions> for pb::JobOptions {
             checkpoint_min_pause_ms,
             checkpoints_retained,
             checkpoint_failures_tolerated,
+            checkpoints_incremental,
             buffer_timeout_ms,
             restart_attempts_max,
             restart_delay_ms,
@@ -125,6 +126,7 @@ impl From<&JobOptions> for pb::JobOptions {
             local_time_zone: local_time_zone.clone(),
             source_idle_timeout_ms: *source_idle_timeout_ms,
             other: other.clone().into_iter().collect(),
+            full_checkpoints: !checkpoints_incremental,
         }
     }
 }
@@ -146,6 +148,7 @@ impl TryFrom<pb::JobOptions> for JobOptions {
             local_time_zone,
             source_idle_timeout_ms,
             other,
+            full_checkpoints,
         } = options;
         Ok(Self {
             parallelism: Parallelism::new(parallelism)?,
@@ -160,6 +163,7 @@ impl TryFrom<pb::JobOptions> for JobOptions {
             local_time_zone,
             source_idle_timeout_ms,
             other: other.into_iter().collect(),
+            checkpoints_incremental: !full_checkpoints,
         })
     }
 }

@@ -5,18 +5,18 @@
 use prost::Message;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Applied, Command, Completion, Limits, NewJob, ReaderGroup, Reply, Reserve, RestoreRecord, SourceRecord,
-    StartAttempt,
+    Applied, Command, Completion, NewJob, ReaderGroup, Reply, Reserve, RestoreRecord, SourceRecord, StartAttempt,
 };
 use weir_types::ids::{
     Attempt, BarrierId, ChainId, ClusterId, GroupName, JobId, Nonce, Parallelism, RequestId, SnapshotId, SubtaskIndex,
 };
 use weir_types::job::JobChange;
-use weir_types::snapshot::{SnapshotKind, SourcePositions, StopMode};
+use weir_types::snapshot::{Annotations, SnapshotKind, SourcePositions, StopMode};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
-use super::{all, required};
+use super::metadata_quota::quota_defaults;
+use super::{all, catalogue, required};
 use crate::pb::metadata::v1 as pb;
 
 /// The version of commands and of the state that this build writes.
@@ -26,9 +26,21 @@ pub const VERSION: u32 = 1;
 pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
     use pb::command::Command as Wire;
     let wire = match command {
-        Command::Found { cluster, limits } => {
-            Wire::Found(pb::Found { cluster: cluster.to_string(), limits: Some(limits.into()) })
+        Command::Found { cluster, defaults } => Wire::Found(pb::Found {
+            cluster: cluster.to_string(),
+            limits: None,
+            defaults: Some(defaults.as_ref().into()),
+        }),
+        Command::SetQuota { request, level, limits } => Wire::SetQuota(pb::SetQuota {
+            request: optional(request.as_ref()),
+            level: level.to_string(),
+            limits: limits.as_ref().map(Into::into),
+        }),
+        Command::Grant { snapshot, nonce, bytes } => {
+            Wire::Grant(pb::Grant { snapshot: snapshot.to_string(), nonce: nonce.0.clone(), bytes: *bytes })
         }
+        Command::Swept { snapshot } => Wire::Swept(pb::Swept { snapshot: snapshot.to_string() }),
+        Command::Released { job, names } => Wire::Released(pb::Released { job: job.to_string(), names: names.clone() }),
         Command::CreateJob(job) => Wire::CreateJob(job.as_ref().into()),
         Command::StartAttempt(start) => Wire::StartAttempt(start.into()),
         Command::ChangeJob { job, change, failure } => Wire::ChangeJob(pb::ChangeJob {
@@ -43,10 +55,23 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
             nonce: nonce.0.clone(),
             failure: Some(failure.into()),
         }),
-        Command::MarkDeleted { snapshot, request } => {
-            Wire::MarkDeleted(pb::MarkDeleted { request: optional(request.as_ref()), snapshot: snapshot.to_string() })
-        }
+        Command::MarkDeleted { snapshot, request, force, by } => Wire::MarkDeleted(pb::MarkDeleted {
+            request: optional(request.as_ref()),
+            snapshot: snapshot.to_string(),
+            force: *force,
+            by: Some(by.into()),
+        }),
         Command::Deleted { snapshot } => Wire::Deleted(pb::Deleted { snapshot: snapshot.to_string() }),
+        Command::Annotate { snapshot, request, change } => {
+            Wire::Annotate(catalogue::annotate_to_pb(snapshot, request.as_ref(), change))
+        }
+        Command::SetPolicy { level, request, policy, by } => Wire::SetPolicy(pb::SetPolicy {
+            request: optional(request.as_ref()),
+            level: level.to_string(),
+            policy: policy.as_ref().map(Into::into),
+            by: by.clone(),
+        }),
+        Command::EnforcePolicies => Wire::EnforcePolicies(pb::EnforcePolicies {}),
     };
     pb::Command { version: VERSION, now_ms: now.0, command: Some(wire) }.encode_to_vec()
 }
@@ -60,9 +85,19 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
     let pb::Command { version, now_ms, command } = decode("command", bytes)?;
     check_version(version)?;
     let command = match required("command", command)? {
-        Wire::Found(pb::Found { cluster, limits }) => {
-            Command::Found { cluster: ClusterId::new(cluster)?, limits: limits.map(Into::into).unwrap_or_default() }
+        Wire::Found(pb::Found { cluster, limits, defaults }) => {
+            Command::Found { cluster: ClusterId::new(cluster)?, defaults: Box::new(quota_defaults(defaults, limits)) }
         }
+        Wire::SetQuota(pb::SetQuota { request, level, limits }) => Command::SetQuota {
+            request: request_from_pb(request)?,
+            level: level.parse()?,
+            limits: limits.map(Into::into),
+        },
+        Wire::Grant(pb::Grant { snapshot, nonce, bytes }) => {
+            Command::Grant { snapshot: SnapshotId::new(snapshot)?, nonce: Nonce(nonce), bytes }
+        }
+        Wire::Swept(pb::Swept { snapshot }) => Command::Swept { snapshot: SnapshotId::new(snapshot)? },
+        Wire::Released(pb::Released { job, names }) => Command::Released { job: JobId::new(job)?, names },
         Wire::CreateJob(job) => Command::CreateJob(Box::new(job.try_into()?)),
         Wire::StartAttempt(start) => Command::StartAttempt(start.try_into()?),
         Wire::ChangeJob(pb::ChangeJob { job, change, failure }) => Command::ChangeJob {
@@ -77,10 +112,24 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
             nonce: Nonce(nonce),
             failure: required("failure", failure)?.into(),
         },
-        Wire::MarkDeleted(pb::MarkDeleted { request, snapshot }) => {
-            Command::MarkDeleted { snapshot: SnapshotId::new(snapshot)?, request: request_from_pb(request)? }
-        }
+        Wire::MarkDeleted(pb::MarkDeleted { request, snapshot, force, by }) => Command::MarkDeleted {
+            snapshot: SnapshotId::new(snapshot)?,
+            request: request_from_pb(request)?,
+            force,
+            by: by.unwrap_or_default().try_into()?,
+        },
         Wire::Deleted(pb::Deleted { snapshot }) => Command::Deleted { snapshot: SnapshotId::new(snapshot)? },
+        Wire::Annotate(annotate) => {
+            let (snapshot, request, change) = catalogue::annotate_from_pb(annotate)?;
+            Command::Annotate { snapshot, request, change }
+        }
+        Wire::SetPolicy(pb::SetPolicy { request, level, policy, by }) => Command::SetPolicy {
+            level: level.parse()?,
+            request: request_from_pb(request)?,
+            policy: policy.map(Into::into),
+            by,
+        },
+        Wire::EnforcePolicies(pb::EnforcePolicies {}) => Command::EnforcePolicies,
     };
     Ok((Millis(now_ms), command))
 }
@@ -105,11 +154,14 @@ impl From<&Reply> for pb::Reply {
     fn from(reply: &Reply) -> Self {
         match reply {
             Err(error) => Self { refused: Some(error.into()), ..Self::default() },
-            Ok(Applied { job, snapshot, retired }) => Self {
+            Ok(Applied { job, snapshot, retired, queued, admitted, unreferenced }) => Self {
                 refused: None,
                 job: optional(job.as_ref()),
                 snapshot: optional(snapshot.as_ref()),
                 retired: retired.iter().map(ToString::to_string).collect(),
+                queued: *queued,
+                admitted: admitted.iter().map(ToString::to_string).collect(),
+                unreferenced: unreferenced.clone(),
             },
         }
     }
@@ -119,7 +171,7 @@ impl TryFrom<pb::Reply> for Answer {
     type Error = Error;
 
     fn try_from(reply: pb::Reply) -> Result<Self> {
-        let pb::Reply { refused, job, snapshot, retired } = reply;
+        let pb::Reply { refused, job, snapshot, retired, queued, admitted, unreferenced } = reply;
         if let Some(error) = refused {
             return Ok(Self(Err(error.into())));
         }
@@ -127,21 +179,10 @@ impl TryFrom<pb::Reply> for Answer {
             job: nonempty(job).map(JobId::new).transpose()?,
             snapshot: nonempty(snapshot).map(SnapshotId::new).transpose()?,
             retired: retired.into_iter().map(SnapshotId::new).collect::<Result<_>>()?,
+            queued,
+            admitted: admitted.into_iter().map(SnapshotId::new).collect::<Result<_>>()?,
+            unreferenced,
         })))
-    }
-}
-
-impl From<&Limits> for pb::Limits {
-    fn from(limits: &Limits) -> Self {
-        let Limits { savepoints_max, in_flight_max } = *limits;
-        Self { savepoints_max, in_flight_max }
-    }
-}
-
-impl From<pb::Limits> for Limits {
-    fn from(limits: pb::Limits) -> Self {
-        let pb::Limits { savepoints_max, in_flight_max } = limits;
-        Self { savepoints_max, in_flight_max }
     }
 }
 
@@ -279,9 +320,13 @@ impl From<&Reserve> for pb::Reserve {
             directory,
             deadline,
             owner,
-            name,
+            annotations,
+            plan_hash,
             subtasks,
+            evict,
+            estimate_bytes,
         } = reserve;
+        let Annotations { name, note, labels, pinned } = annotations.clone();
         Self {
             request: optional(request.as_ref()),
             snapshot: snapshot.to_string(),
@@ -294,8 +339,14 @@ impl From<&Reserve> for pb::Reserve {
             directory: directory.clone(),
             deadline_ms: deadline.0,
             owner: owner.clone(),
-            name: name.clone(),
+            name,
+            note,
+            labels: labels.into_iter().collect(),
+            pinned,
+            plan_hash: plan_hash.clone(),
             subtasks: *subtasks,
+            evict: *evict,
+            estimate_bytes: *estimate_bytes,
         }
     }
 }
@@ -317,7 +368,13 @@ impl TryFrom<pb::Reserve> for Reserve {
             deadline_ms,
             owner,
             name,
+            note,
+            labels,
+            pinned,
+            plan_hash,
             subtasks,
+            evict,
+            estimate_bytes,
         } = reserve;
         Ok(Self {
             request: request_from_pb(request)?,
@@ -331,8 +388,11 @@ impl TryFrom<pb::Reserve> for Reserve {
             directory,
             deadline: Millis(deadline_ms),
             owner,
-            name,
+            annotations: Annotations { name, note, labels: labels.into_iter().collect(), pinned },
+            plan_hash,
             subtasks,
+            evict,
+            estimate_bytes,
         })
     }
 }
@@ -340,7 +400,7 @@ impl TryFrom<pb::Reserve> for Reserve {
 impl From<&Completion> for pb::Complete {
     fn from(completion: &Completion) -> Self {
         let Completion { snapshot, nonce, contents } = completion;
-        let Contents { operators: _, sources, shares, bytes, rows } = contents;
+        let Contents { operators: _, sources, shares, bytes, rows, manifest_bytes, shared } = contents;
         Self {
             snapshot: snapshot.to_string(),
             nonce: nonce.0.clone(),
@@ -348,6 +408,8 @@ impl From<&Completion> for pb::Complete {
             rows: *rows,
             shares: shares.iter().map(Into::into).collect(),
             sources: sources.iter().map(Into::into).collect(),
+            manifest_bytes: *manifest_bytes,
+            shared: shared.iter().map(Into::into).collect(),
         }
     }
 }
@@ -356,13 +418,15 @@ impl TryFrom<pb::Complete> for Completion {
     type Error = Error;
 
     fn try_from(complete: pb::Complete) -> Result<Self> {
-        let pb::Complete { snapshot, nonce, bytes, rows, shares, sources } = complete;
+        let pb::Complete { snapshot, nonce, bytes, rows, shares, sources, manifest_bytes, shared } = complete;
         let contents = Contents {
             operators: Vec::new(),
             sources: sources.into_iter().map(Into::into).collect(),
             shares: shares.into_iter().map(Into::into).collect(),
             bytes,
             rows,
+            manifest_bytes,
+            shared: shared.into_iter().map(Into::into).collect(),
         };
         Ok(Self { snapshot: SnapshotId::new(snapshot)?, nonce: Nonce(nonce), contents })
     }
@@ -400,6 +464,7 @@ impl From<pb::SourcePositions> for SourcePositions {
 fn trigger_to_pb(trigger: Trigger) -> pb::Trigger {
     match trigger {
         Trigger::Periodic => pb::Trigger::Periodic,
+        Trigger::Scheduled => pb::Trigger::Scheduled,
         Trigger::User | Trigger::Stop(StopMode::Continue) => pb::Trigger::User,
         Trigger::Stop(StopMode::Suspend) => pb::Trigger::Suspend,
         Trigger::Stop(StopMode::Drain) => pb::Trigger::Drain,
@@ -409,6 +474,7 @@ fn trigger_to_pb(trigger: Trigger) -> pb::Trigger {
 fn trigger_from_pb(trigger: i32) -> Result<Trigger> {
     Ok(match pb::Trigger::try_from(trigger) {
         Ok(pb::Trigger::Periodic) => Trigger::Periodic,
+        Ok(pb::Trigger::Scheduled) => Trigger::Scheduled,
         Ok(pb::Trigger::User) => Trigger::User,
         Ok(pb::Trigger::Suspend) => Trigger::Stop(StopMode::Suspend),
         Ok(pb::Trigger::Drain) => Trigger::Stop(StopMode::Drain),

@@ -1,21 +1,22 @@
 //! The whole replicated state, as the raft log's snapshots hold it.
 
 use prost::Message;
-use weir_coordination::metadata::{Answered, JobRecord, NewJob, Reserve, SnapshotEntry, State};
+use weir_coordination::metadata::{Answered, JobRecord, NewJob, Quotas, Reserve, SnapshotEntry, State};
 use weir_types::ids::{Attempt, BarrierId, ClusterId, Parallelism, RequestId, SnapshotId};
 use weir_types::job::JobState;
-use weir_types::snapshot::SnapshotState;
+use weir_types::snapshot::{SnapshotState, Verification};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 use super::metadata::{Answer, VERSION, check_version, decode, nonempty, optional};
+use super::metadata_quota::{quota_defaults, quotas_from_pb, quotas_to_pb, shared_from_pb, shared_to_pb};
 use super::{all, required};
 use crate::pb::client::v1 as client;
 use crate::pb::metadata::v1 as pb;
 
 /// The whole state.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    let State { cluster, limits, jobs, snapshots, requests, next_request } = state;
+    let State { cluster, quotas, jobs, snapshots, shared, requests, next_request, retention } = state;
     let request = |(id, answered): (&RequestId, &Answered)| pb::Request {
         id: id.to_string(),
         sequence: answered.sequence,
@@ -24,11 +25,15 @@ pub fn encode_state(state: &State) -> Vec<u8> {
     pb::State {
         version: VERSION,
         cluster: optional(cluster.as_ref()),
-        limits: Some(limits.into()),
+        limits: None,
         jobs: jobs.values().map(Into::into).collect(),
         snapshots: snapshots.values().map(Into::into).collect(),
         requests: requests.iter().map(request).collect(),
         next_request: *next_request,
+        quota_defaults: Some((&quotas.defaults).into()),
+        quotas: quotas_to_pb(quotas),
+        shared: shared_to_pb(shared),
+        retention: Some(retention.into()),
     }
     .encode_to_vec()
 }
@@ -38,7 +43,19 @@ pub fn encode_state(state: &State) -> Vec<u8> {
 /// # Errors
 /// `UNSUPPORTED` for another version, `CORRUPT` for bytes that are no state.
 pub fn decode_state(bytes: &[u8]) -> Result<State> {
-    let pb::State { version, cluster, limits, jobs, snapshots, requests, next_request } = decode("state", bytes)?;
+    let pb::State {
+        version,
+        cluster,
+        limits,
+        jobs,
+        snapshots,
+        requests,
+        next_request,
+        quota_defaults: defaults,
+        quotas,
+        shared,
+        retention,
+    } = decode("state", bytes)?;
     check_version(version)?;
     let jobs: Vec<JobRecord> = all(jobs)?;
     let snapshots: Vec<SnapshotEntry> = all(snapshots)?;
@@ -49,11 +66,13 @@ pub fn decode_state(bytes: &[u8]) -> Result<State> {
     };
     Ok(State {
         cluster: nonempty(cluster).map(ClusterId::new).transpose()?,
-        limits: limits.map(Into::into).unwrap_or_default(),
+        quotas: Quotas { defaults: quota_defaults(defaults, limits), set: quotas_from_pb(quotas)? },
         jobs: jobs.into_iter().map(|job| (job.id.clone(), job)).collect(),
-        snapshots: snapshots.into_iter().map(|entry| (entry.id.clone(), entry)).collect(),
+        snapshots: snapshots.into_iter().collect(),
+        shared: shared_from_pb(shared)?,
         requests: requests.into_iter().map(request).collect::<Result<_>>()?,
         next_request,
+        retention: retention.unwrap_or_default().try_into()?,
     })
 }
 
@@ -164,7 +183,7 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             job_name,
             owner,
             namespace,
-            name,
+            annotations,
             state,
             trigger,
             barrier,
@@ -172,9 +191,13 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             nonce,
             directory,
             triggered_at,
+            started_at,
             deadline,
             ended_at,
+            charged_bytes,
+            estimate_bytes,
             bytes,
+            written_bytes,
             rows,
             parallelism,
             failure,
@@ -182,6 +205,10 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             shares,
             sources,
             subtasks,
+            plan_hash,
+            verified,
+            unrestorable,
+            deletion,
             failures,
             first_failed_at,
         } = entry;
@@ -197,10 +224,14 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             directory: directory.clone(),
             deadline: *deadline,
             owner: owner.clone(),
-            name: name.clone(),
+            annotations: annotations.clone(),
+            plan_hash: plan_hash.clone(),
             subtasks: *subtasks,
+            evict: false,
+            estimate_bytes: *estimate_bytes,
         };
         let state = match state {
+            SnapshotState::Queued => pb::SnapshotState::Queued,
             SnapshotState::InProgress => pb::SnapshotState::InProgress,
             SnapshotState::Completed => pb::SnapshotState::Completed,
             SnapshotState::Failed => pb::SnapshotState::Failed,
@@ -222,6 +253,12 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             sources: sources.iter().map(Into::into).collect(),
             failures: *failures,
             first_failed_at_ms: first_failed_at.map(|at| at.0),
+            started_at_ms: started_at.map(|at| at.0),
+            charged_bytes: *charged_bytes,
+            verified: verified.as_ref().map(Into::into),
+            unrestorable: unrestorable.clone(),
+            written_bytes: *written_bytes,
+            deletion: deletion.as_ref().map(Into::into),
         }
     }
 }
@@ -231,6 +268,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
 
     fn try_from(entry: pb::SnapshotEntry) -> Result<Self> {
         let state = match entry.state() {
+            pb::SnapshotState::Queued => SnapshotState::Queued,
             pb::SnapshotState::InProgress => SnapshotState::InProgress,
             pb::SnapshotState::Completed => SnapshotState::Completed,
             pb::SnapshotState::Failed => SnapshotState::Failed,
@@ -253,6 +291,12 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             sources,
             failures,
             first_failed_at_ms,
+            started_at_ms,
+            charged_bytes,
+            verified,
+            unrestorable,
+            written_bytes,
+            deletion,
         } = entry;
         let Reserve {
             request: _,
@@ -266,8 +310,11 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             directory,
             deadline,
             owner,
-            name,
+            annotations,
+            plan_hash,
             subtasks,
+            evict: _,
+            estimate_bytes,
         } = required("reservation", reservation)?.try_into()?;
         Ok(Self {
             id: snapshot,
@@ -276,7 +323,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             job_name,
             owner,
             namespace,
-            name,
+            annotations,
             state,
             trigger,
             barrier,
@@ -284,9 +331,13 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             nonce,
             directory,
             triggered_at: Millis(triggered_at_ms),
+            started_at: started_at_ms.map(Millis),
             deadline,
             ended_at: ended_at_ms.map(Millis),
+            charged_bytes,
+            estimate_bytes,
             bytes,
+            written_bytes,
             rows,
             parallelism: Parallelism::new(parallelism)?,
             failure: failure.map(Into::into),
@@ -294,8 +345,24 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             shares: shares.into_iter().map(Into::into).collect(),
             sources: sources.into_iter().map(Into::into).collect(),
             subtasks,
+            plan_hash,
+            verified: verified.map(Into::into),
+            unrestorable,
+            deletion: deletion.map(TryInto::try_into).transpose()?,
             failures,
             first_failed_at: first_failed_at_ms.map(Millis),
         })
+    }
+}
+
+impl From<&Verification> for pb::Verification {
+    fn from(verification: &Verification) -> Self {
+        Self { at_ms: verification.at.0, damage: verification.damage.as_ref().map(Into::into) }
+    }
+}
+
+impl From<pb::Verification> for Verification {
+    fn from(verification: pb::Verification) -> Self {
+        Self { at: Millis(verification.at_ms), damage: verification.damage.map(Into::into) }
     }
 }

@@ -1,13 +1,17 @@
 //! Conversions between wire and domain types, one module per message family.
 
+pub mod catalogue;
 pub mod client;
 pub mod control;
 pub mod data;
 pub mod deployment;
+pub mod diagnostics;
 pub mod error;
+pub mod grants;
 pub mod graph;
 pub mod group;
 pub mod metadata;
+mod metadata_quota;
 pub mod metadata_state;
 pub mod store;
 

@@ -1,6 +1,6 @@
 //! Streams on the wire. Whatever comes from a peer is checked on the way in: names, partition counts, formats.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::store::{
@@ -13,12 +13,12 @@ use weir_types::{Error, Result};
 use crate::pb::store::v1 as pb;
 
 /// The offsets of a cut as the wire has them.
-pub fn cut_to_pb(cut: &StreamCut) -> HashMap<u32, u64> {
+pub fn cut_to_pb(cut: &StreamCut) -> BTreeMap<u32, u64> {
     cut.0.iter().map(|(partition, offset)| (partition.0, offset.0)).collect()
 }
 
 /// The cut that the wire's offsets make.
-pub fn cut_from_pb(offsets: HashMap<u32, u64>) -> StreamCut {
+pub fn cut_from_pb(offsets: BTreeMap<u32, u64>) -> StreamCut {
     let offsets: BTreeMap<_, _> = offsets.into_iter().map(|(p, offset)| (PartitionId(p), Offset(offset))).collect();
     StreamCut(offsets)
 }

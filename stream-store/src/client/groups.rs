@@ -264,6 +264,15 @@ impl StoreClient {
         call(self.groups().commit_positions(request)).await.map(drop)
     }
 
+    /// Has the store's log say that a snapshot was refused before any group was asked.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`.
+    pub async fn note_refusal(&self, snapshot: &SnapshotId, job: &JobId, reason: String) -> Result<()> {
+        let note = pb::RefusalNote { snapshot: snapshot.to_string(), job: job.to_string(), reason };
+        call(self.groups().note_refusal(note)).await.map(drop)
+    }
+
     /// Sets the positions of a group to a cut or to one of its checkpoints, which is validated against the stream's
     /// head and end first. Fences all readers and cancels what is outstanding.
     ///

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::field::display;
 use tracing::{error, info, warn};
-use weir_types::group::{GroupInfo, GroupMode, GroupSpec};
-use weir_types::ids::{GroupName, JobId};
+use weir_types::group::{GroupCheckpointState, GroupInfo, GroupMode, GroupSpec};
+use weir_types::ids::{GroupName, JobId, SnapshotId};
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -159,18 +160,24 @@ impl Groups {
         let mut state = cell.state.lock();
         let mut next = state.clone();
         let label = label(&command);
+        let snapshot = snapshot_of(&command).cloned();
         let reply = next.apply(now, command).inspect_err(|error| {
-            info!(group = %name, command = %label, %error, "command refused");
+            let snapshot = snapshot.as_ref().map(display);
+            info!(group = %name, snapshot, command = %label, code = %error.code, %error, "command refused");
         })?;
         let has_changed = next.version() != state.version();
         if has_changed {
             self.save(name, &next)?;
         }
+        for expired in newly_expired(&state, &next) {
+            warn!(group = %name, snapshot = %expired, "group checkpoint dropped at its deadline");
+        }
         *state = next;
         let shown = Arc::new(state.clone());
         if has_changed {
             cell.shown.send_replace(Some(Arc::clone(&shown)));
-            info!(group = %name, command = %label, version = shown.version(), "reader group changed");
+            let snapshot = snapshot.as_ref().map(display);
+            info!(group = %name, snapshot, command = %label, version = shown.version(), "reader group changed");
         }
         Ok((reply, shown))
     }
@@ -224,6 +231,36 @@ fn load(path: &Path) -> Result<Group> {
         return Err(Error::new(Code::Corrupt, format!("{} is of a version unknown to this build", path.display())));
     }
     Ok(group)
+}
+
+/// The snapshot that a command is about.
+fn snapshot_of(command: &Command) -> Option<&SnapshotId> {
+    match command {
+        Command::StartCheckpoint(start) => Some(&start.id),
+        Command::Ack { id, .. } | Command::Cancel { id, .. } | Command::ReleaseCheckpoint { id, .. } => Some(id),
+        Command::Join { .. }
+        | Command::Leave { .. }
+        | Command::Heartbeat { .. }
+        | Command::Release { .. }
+        | Command::Assign { .. }
+        | Command::Commit { .. }
+        | Command::Reset { .. }
+        | Command::Tick => None,
+    }
+}
+
+/// Checkpoints that are past their deadline now and were not before.
+fn newly_expired(before: &Group, after: &Group) -> Vec<SnapshotId> {
+    if before.version() == after.version() {
+        return Vec::new();
+    }
+    let expired = |group: &Group| {
+        let checkpoints = group.info().checkpoints.into_iter();
+        let expired = checkpoints.filter(|checkpoint| checkpoint.state == GroupCheckpointState::Expired);
+        expired.map(|checkpoint| checkpoint.id).collect::<Vec<_>>()
+    };
+    let known = expired(before);
+    expired(after).into_iter().filter(|id| !known.contains(id)).collect()
 }
 
 /// A command as logs show it: with the id of the snapshot, the reader or the attempt that it is about.

@@ -215,6 +215,13 @@ impl Groups for GroupsService {
         Ok(Response::new(pb::Empty {}))
     }
 
+    async fn note_refusal(&self, request: Request<pb::RefusalNote>) -> Result<Response<pb::Empty>, Status> {
+        let pb::RefusalNote { snapshot: id, job, reason } = request.into_inner();
+        let (snapshot, job) = (snapshot(id)?, JobId::new(job).map_err(status)?);
+        tracing::info!(%snapshot, %job, reason, "snapshot refused, no group was asked");
+        Ok(Response::new(pb::Empty {}))
+    }
+
     async fn reset(&self, request: Request<pb::ResetRequest>) -> Result<Response<pb::GroupInfo>, Status> {
         let pb::ResetRequest { group, job: owner, to } = request.into_inner();
         let to = to.ok_or_else(|| status(Error::invalid("the request does not say where to reset to")))?;

@@ -62,6 +62,7 @@ pub async fn serve(listener: TcpListener, store: Store, shutdown: impl Future<Ou
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .add_service(streams)
         .add_service(groups)
+        .add_service(weir_proto::diagnostics::server(weir_service::events::recall))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = std::pin::pin!(server);
     let grace = async {

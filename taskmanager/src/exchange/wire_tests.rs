@@ -44,6 +44,7 @@ fn control_elements_survive_in_one_chunk_each() {
         triggered_at_ms: 4,
         stop: StopMode::Suspend,
         directory: "file:///x".to_owned(),
+        base: Some(SnapshotId::new("chk-1").unwrap()),
     };
     let schema = numbers(1).schema();
     for element in [

@@ -6,8 +6,8 @@
 //! is overwritten.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tracing::{debug, warn};
@@ -106,8 +106,7 @@ impl PartFiles {
 
     /// Makes the directory, and removes what earlier attempts of this subtask left unfinished.
     fn open_directory(&self) -> Result<()> {
-        create_directories(&self.directory, sync_directory)
-            .map_err(|error| self.failed("make the directory", &error))?;
+        weir_durable::create_directories(&self.directory).map_err(|error| self.failed("make the directory", &error))?;
         for entry in fs::read_dir(&self.directory).map_err(|error| self.failed("list files", &error))? {
             let name = entry.map_err(|error| self.failed("list files", &error))?.file_name();
             if name.to_str().is_some_and(|name| self.is_leftover(name)) {
@@ -158,48 +157,9 @@ impl BlockingOutput for PartFiles {
         let visible = self.directory.join(self.part_name());
         fs::rename(self.in_progress_path(), &visible).map_err(|error| self.failed("rename a part file", &error))?;
         // The rename itself must survive a power failure too.
-        sync_directory(&self.directory).map_err(|error| self.failed("sync the directory", &error))?;
+        weir_durable::sync_directory(&self.directory).map_err(|error| self.failed("sync the directory", &error))?;
         debug!(file = %visible.display(), "part file finished");
         self.sequence += 1;
         Ok(())
-    }
-}
-
-/// Creates a directory with what is missing above it, each of them durable in its parent by `sync`.
-fn create_directories(directory: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-    let missing: Vec<_> =
-        directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
-    fs::create_dir_all(directory)?;
-    for created in missing.iter().rev() {
-        let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync(parent.unwrap_or(Path::new(".")))?;
-    }
-    Ok(())
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-
-    use super::*;
-
-    #[test]
-    fn every_directory_that_is_created_is_made_durable_in_its_parent() {
-        let base = tempfile::tempdir().unwrap();
-        let wanted = base.path().join("a/b");
-        let synced = RefCell::new(Vec::new());
-        let note = |path: &Path| {
-            synced.borrow_mut().push(path.to_owned());
-            sync_directory(path)
-        };
-        create_directories(&wanted, note).unwrap();
-        assert!(wanted.is_dir());
-        assert_eq!(synced.take(), [base.path().to_owned(), base.path().join("a")]);
-        create_directories(&wanted, note).unwrap();
-        assert_eq!(synced.take(), Vec::<PathBuf>::new());
     }
 }

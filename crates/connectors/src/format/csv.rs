@@ -84,7 +84,7 @@ impl Decode for CsvDecoder {
         let builder = ReaderBuilder::new(Arc::clone(&self.schema)).with_format(self.format.clone());
         let mut decoder: Decoder = builder.with_batch_size(records.len() + 1).build_decoder();
         let read = decoder.decode(&self.lines)?;
-        let rows = decoder.flush()?;
+        let rows = decoder.flush().map_err(|error| with_name(error, &self.schema))?;
         match rows.filter(|rows| rows.num_rows() == records.len() && read == self.lines.len()) {
             // The reader does not look at NOT NULL; building a batch does.
             Some(rows) => {
@@ -94,6 +94,18 @@ impl Decode for CsvDecoder {
             None => Err(ArrowError::CsvError("not exactly one record: a quote is missing or misplaced".to_owned())),
         }
     }
+}
+
+/// Arrow numbers the columns and lines of what it was given; only the column's name means something to a user.
+fn with_name(error: ArrowError, schema: &SchemaRef) -> ArrowError {
+    let ArrowError::ParseError(text) = &error else { return error };
+    let named = || {
+        let (what, place) = text.split_once("' for column ")?;
+        let (column, _) = place.split_once(" at line ")?;
+        let field = schema.fields().get(column.parse::<usize>().ok()?)?;
+        Some(ArrowError::ParseError(format!("column {}: {what}'", field.name())))
+    };
+    named().unwrap_or(error)
 }
 
 /// Encodes CSV records.

@@ -24,6 +24,13 @@ impl Acks {
         self.0.len() as u32
     }
 
+    /// Whose acknowledgement is missing, in the order of chains.
+    pub(super) fn missing(&self, attempt: &RunningAttempt) -> Vec<SubtaskKey> {
+        let mut missing: Vec<_> = attempt.subtasks.iter().filter(|id| !self.0.contains_key(id)).copied().collect();
+        missing.sort_unstable();
+        missing
+    }
+
     /// Whether nobody's acknowledgement is missing.
     pub(super) fn complete(&self, attempt: &RunningAttempt) -> bool {
         attempt.subtasks.iter().all(|subtask| self.0.contains_key(subtask))
@@ -32,20 +39,20 @@ impl Acks {
     /// All of it together.
     pub(super) fn assemble(self, attempt: &RunningAttempt) -> Result<Contents> {
         let mut positions = Positions::new();
-        let mut contents = Contents::default();
+        let (mut operators, mut shares) = (Vec::new(), Vec::new());
         for ((chain, index), ack) in self.0 {
             let mut bytes = 0;
             for operator in ack.operators {
                 for split in &operator.splits {
                     positions.insert((operator.uid.clone(), split.split.clone()), split.clone());
                 }
-                bytes += operator.files.iter().map(|file| file.bytes).sum::<u64>();
-                contents.rows += operator.files.iter().map(|file| file.rows).sum::<u64>();
-                contents.operators.push(operator);
+                let written = operator.files.iter().filter(|file| file.is_written_by(&ack.snapshot));
+                bytes = written.fold(bytes, |sum: u64, file| sum.saturating_add(file.bytes));
+                operators.push(operator);
             }
-            contents.bytes += bytes;
-            contents.shares.push(SubtaskShare { chain, index, timings: ack.timings, bytes });
+            shares.push(SubtaskShare { chain, index, timings: ack.timings, bytes });
         }
+        let mut contents = Contents { shares, ..Contents::of(operators) };
         for source in &attempt.sources {
             let mut splits = Vec::with_capacity(source.splits.len());
             for split in &source.splits {

@@ -13,10 +13,14 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
 use super::contents::Acks;
-use super::{Action, Config, Contents, Event, Marked, Request, Reservation, RunningAttempt, Trigger, snapshot_id};
+use super::{
+    Action, Config, Contents, Event, Marked, Request, Reservation, RunningAttempt, SubtaskKey, Trigger, snapshot_id,
+};
 
 /// Requests that may wait for their turn.
 const QUEUE_MAX: usize = 64;
+/// Subtasks that an error names at most.
+const NAMED_MAX: usize = 8;
 /// After which time an abort marker that could not be written is tried again.
 const MARK_RETRY_MS: u64 = 1_000;
 
@@ -25,6 +29,8 @@ const MARK_RETRY_MS: u64 = 1_000;
 enum Phase {
     /// The reservation is being committed.
     Reserving,
+    /// The reservation waits for its turn.
+    Queued,
     /// The reader groups are being asked.
     StartingGroups,
     /// Barriers are under way.
@@ -94,7 +100,13 @@ impl Coordinator {
                 self.refuse_queue(&drained(&self.job), &mut out);
             }
             Event::Requested(request) => self.requested(request, &mut out),
+            Event::Queued(snapshot) => self.queued(&snapshot, &mut out),
             Event::Reserved(snapshot, result) => self.reserved(now, &snapshot, result, &mut out),
+            Event::Cancelled(snapshot, error) => {
+                if let Some(flight) = self.in_flight_as(&snapshot) {
+                    flight.give_up(error, &mut out);
+                }
+            }
             Event::GroupsStarted(snapshot, result) => self.groups_started(&snapshot, result, &mut out),
             Event::Acked(ack) => {
                 let expected = self.running.as_ref().is_some_and(|running| {
@@ -133,7 +145,7 @@ impl Coordinator {
             return self.periodic_due();
         };
         match &flight.phase {
-            Phase::Aligning => Some(Millis(flight.reservation.deadline_ms)),
+            Phase::Queued | Phase::Aligning => Some(Millis(flight.reservation.deadline_ms)),
             Phase::Marking { retry_at, .. } => *retry_at,
             _ => None,
         }
@@ -142,6 +154,14 @@ impl Coordinator {
     /// The snapshot in flight: its reservation, and how many subtasks have acknowledged.
     pub fn in_flight(&self) -> Option<(&Reservation, u32)> {
         self.in_flight.as_ref().map(|flight| (&flight.reservation, flight.acks.len()))
+    }
+
+    /// Subtasks whose acknowledgement the snapshot in flight waits for.
+    pub fn missing(&self) -> Vec<SubtaskKey> {
+        match (&self.in_flight, &self.running) {
+            (Some(flight), Some(running)) if flight.barriers_sent => flight.acks.missing(running),
+            _ => Vec::new(),
+        }
     }
 
     fn in_flight_as(&mut self, snapshot: &SnapshotId) -> Option<&mut InFlight> {
@@ -160,12 +180,30 @@ impl Coordinator {
         self.periodic_at = None;
         self.refuse_queue(&not_running(&self.job, Some(error)), out);
         if let Some(flight) = &mut self.in_flight {
-            match flight.phase {
-                Phase::Reserving | Phase::StartingGroups => flight.doomed = Some(error.clone()),
-                Phase::Aligning => flight.mark(error.clone(), None, out),
-                // All of it is durable already: what the attempt does no longer matters.
-                Phase::Publishing(_) | Phase::Completing | Phase::Marking { .. } | Phase::Aborting(_) => {}
-            }
+            flight.give_up(error.clone(), out);
+        }
+    }
+
+    /// Whether the snapshot can still be given up.
+    pub fn can_cancel(&self, snapshot: &SnapshotId) -> bool {
+        let flight = self.in_flight.as_ref().filter(|flight| flight.reservation.snapshot == *snapshot);
+        flight.is_some_and(|flight| {
+            matches!(flight.phase, Phase::Reserving | Phase::Queued | Phase::StartingGroups | Phase::Aligning)
+        })
+    }
+
+    /// The requests that wait for the snapshot in flight to end, in their order.
+    pub fn waiting(&self) -> impl Iterator<Item = &Request> {
+        self.queue.iter()
+    }
+
+    fn queued(&mut self, snapshot: &SnapshotId, out: &mut Vec<Action>) {
+        let Some(flight) = self.in_flight_as(snapshot).filter(|flight| matches!(flight.phase, Phase::Reserving)) else {
+            return;
+        };
+        flight.phase = Phase::Queued;
+        if let Some(error) = flight.doomed.take() {
+            flight.abort(error, out);
         }
     }
 
@@ -196,9 +234,8 @@ impl Coordinator {
     }
 
     fn reserved(&mut self, now: Millis, snapshot: &SnapshotId, result: Result<(), Error>, out: &mut Vec<Action>) {
-        let Some(flight) = self.in_flight_as(snapshot).filter(|flight| matches!(flight.phase, Phase::Reserving)) else {
-            return;
-        };
+        let waits = |flight: &&mut InFlight| matches!(flight.phase, Phase::Reserving | Phase::Queued);
+        let Some(flight) = self.in_flight_as(snapshot).filter(waits) else { return };
         match (result, flight.doomed.take()) {
             // The refusal is in the catalogue already, and nothing was started.
             (Err(error), _) => self.end(now, Err(error), out),
@@ -227,6 +264,7 @@ impl Coordinator {
             triggered_at_ms: flight.reservation.triggered_at_ms,
             stop: flight.reservation.trigger.stop_mode(),
             directory: flight.reservation.directory.clone(),
+            base: None,
         }));
         self.publish_if_complete(out);
     }
@@ -297,10 +335,8 @@ impl Coordinator {
         let Phase::Aborting(error) = &flight.phase else { return };
         let error = error.clone();
         out.push(Action::ReleaseGroups(snapshot.clone()));
-        if flight.barriers_sent {
-            out.push(Action::NotifyAborted(snapshot.clone(), flight.reservation.barrier, error.clone()));
-            out.push(Action::Sweep(snapshot.clone()));
-        }
+        out.push(Action::NotifyAborted(snapshot.clone(), flight.reservation.barrier, error.clone()));
+        out.push(Action::Sweep(snapshot.clone()));
         self.end(now, Err(error), out);
     }
 
@@ -345,14 +381,22 @@ impl Coordinator {
     }
 
     fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let missing = self.missing();
         let Some(flight) = &mut self.in_flight else { return };
         match &mut flight.phase {
+            Phase::Queued if now.0 >= flight.reservation.deadline_ms => {
+                let Reservation { kind, snapshot, triggered_at_ms, .. } = &flight.reservation;
+                let waited_ms = now.0.saturating_sub(*triggered_at_ms);
+                let message = format!("{kind} {snapshot} has waited for its turn for {waited_ms} ms");
+                flight.abort(Error::new(Code::Timeout, message), out);
+            }
             Phase::Aligning if now.0 >= flight.reservation.deadline_ms => {
                 let Reservation { kind, snapshot, subtasks, triggered_at_ms, .. } = &flight.reservation;
                 let waited_ms = now.0.saturating_sub(*triggered_at_ms);
                 let acked = flight.acks.len();
                 let error = Error::new(Code::Timeout, format!("{kind} {snapshot} took longer than {waited_ms} ms"))
-                    .with_detail(format!("{acked} of {subtasks} subtasks acknowledged"));
+                    .with_detail(format!("{acked} of {subtasks} subtasks acknowledged; missing: {}", named(&missing)))
+                    .with_hint("`weir snapshots explain` shows what each subtask was doing.");
                 flight.mark(error, None, out);
             }
             Phase::Marking { retry_at, .. } if retry_at.is_some_and(|at| at <= now) => {
@@ -418,6 +462,18 @@ impl Coordinator {
 }
 
 impl InFlight {
+    /// Nothing is to come of it, unless all of it is durable already.
+    fn give_up(&mut self, error: Error, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Reserving | Phase::StartingGroups => {
+                self.doomed.get_or_insert(error);
+            }
+            Phase::Queued => self.abort(error, out),
+            Phase::Aligning => self.mark(error, None, out),
+            Phase::Publishing(_) | Phase::Completing | Phase::Marking { .. } | Phase::Aborting(_) => {}
+        }
+    }
+
     /// Makes sure that no manifest can appear, then aborts.
     fn mark(&mut self, error: Error, contents: Option<Box<Contents>>, out: &mut Vec<Action>) {
         out.push(Action::MarkAborted(self.reservation.snapshot.clone()));
@@ -429,6 +485,15 @@ impl InFlight {
         out.push(Action::PersistAbort(self.reservation.snapshot.clone(), error.clone()));
         self.phase = Phase::Aborting(error);
     }
+}
+
+/// Subtasks as `chain/index`, the first few of them.
+fn named(subtasks: &[SubtaskKey]) -> String {
+    let mut names: Vec<_> = subtasks.iter().take(NAMED_MAX).map(|(chain, index)| format!("{chain}/{index}")).collect();
+    if subtasks.len() > NAMED_MAX {
+        names.push(format!("{} more", subtasks.len() - NAMED_MAX));
+    }
+    names.join(", ")
 }
 
 fn drained(job: &JobId) -> Error {

@@ -13,7 +13,8 @@ use weir_types::control::SnapshotDeclined;
 use weir_types::graph::JobOptions;
 use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, OperatorUid, RequestId, SnapshotId, SubtaskIndex};
 use weir_types::snapshot::{
-    Barrier, OperatorSnapshot, SnapshotKind, SnapshotTimings, SourcePositions, SplitPosition, StopMode, SubtaskSnapshot,
+    Annotations, Barrier, OperatorSnapshot, SharedFile, SnapshotKind, SnapshotTimings, SourcePositions, SplitPosition,
+    StopMode, SubtaskSnapshot,
 };
 
 pub use coordinator::Coordinator;
@@ -88,6 +89,8 @@ pub struct SourcePlan {
 pub enum Trigger {
     /// Its time had come.
     Periodic,
+    /// A savepoint that a retention policy schedules.
+    Scheduled,
     /// Somebody asked.
     User,
     /// The job stops with it.
@@ -98,15 +101,21 @@ impl Trigger {
     /// Whether the job goes on after the snapshot.
     pub fn stop_mode(self) -> StopMode {
         match self {
-            Trigger::Periodic | Trigger::User => StopMode::Continue,
+            Trigger::Periodic | Trigger::Scheduled | Trigger::User => StopMode::Continue,
             Trigger::Stop(mode) => mode,
         }
+    }
+
+    /// Whether nobody asked for this very snapshot.
+    pub fn is_automatic(self) -> bool {
+        matches!(self, Trigger::Periodic | Trigger::Scheduled)
     }
 
     /// The name users see.
     pub fn as_str(self) -> &'static str {
         match self {
             Trigger::Periodic => "periodic",
+            Trigger::Scheduled => "scheduled",
             Trigger::User => "user",
             Trigger::Stop(_) => "stop",
         }
@@ -128,8 +137,10 @@ pub struct Request {
     pub timeout_ms: Option<u64>,
     /// Who owns the snapshot; empty: the job's owner.
     pub owner: String,
-    /// Name for people.
-    pub name: Option<String>,
+    /// What people say about it.
+    pub annotations: Annotations,
+    /// Where a limit would refuse it, the oldest savepoints that nobody needs make room.
+    pub evict: bool,
 }
 
 /// A snapshot as it is reserved.
@@ -179,10 +190,49 @@ pub struct Contents {
     pub sources: Vec<SourcePositions>,
     /// Per subtask, how long it took.
     pub shares: Vec<SubtaskShare>,
-    /// Bytes of all files.
+    /// Bytes of all files, each counted once.
     pub bytes: u64,
     /// Rows of all files.
     pub rows: u64,
+    /// Bytes of the manifest itself.
+    pub manifest_bytes: u64,
+    /// The files among them that other checkpoints of the job refer to, or may come to.
+    pub shared: Vec<SharedFile>,
+}
+
+impl Contents {
+    /// What these operators' files add up to; a file that several of them name counts once.
+    pub fn of(operators: Vec<OperatorSnapshot>) -> Self {
+        let (mut bytes, mut rows, mut shared) = (0_u64, 0_u64, BTreeMap::new());
+        for file in operators.iter().flat_map(|operator| &operator.files) {
+            if file.shared_name().is_none_or(|name| shared.insert(name.to_owned(), file.bytes).is_none()) {
+                bytes = bytes.saturating_add(file.bytes);
+                rows = rows.saturating_add(file.rows);
+            }
+        }
+        let shared = shared.into_iter().map(|(name, bytes)| SharedFile { name, bytes }).collect();
+        Self { operators, bytes, rows, shared, ..Self::default() }
+    }
+
+    /// Bytes of all files and of the manifest.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes.saturating_add(self.manifest_bytes)
+    }
+
+    /// Bytes that this snapshot has put on storage: all but what earlier checkpoints had brought.
+    pub fn written_bytes(&self, snapshot: &SnapshotId) -> u64 {
+        self.without(|file| !file.is_written_by(snapshot))
+    }
+
+    /// Bytes of the files that nothing else may refer to.
+    pub fn own_bytes(&self) -> u64 {
+        self.without(|_| true)
+    }
+
+    fn without(&self, left_out: impl Fn(&SharedFile) -> bool) -> u64 {
+        let left_out = self.shared.iter().filter(|file| left_out(file));
+        left_out.fold(self.total_bytes(), |sum, file| sum.saturating_sub(file.bytes))
+    }
 }
 
 /// What the abort marker found at the manifest's key.
@@ -205,8 +255,13 @@ pub enum Event {
     Drained,
     /// Somebody wants a snapshot.
     Requested(Request),
+    /// The reservation waits for its turn; what comes of it is reported as [`Event::Reserved`].
+    Queued(SnapshotId),
     /// The reservation was committed, or refused.
     Reserved(SnapshotId, Result<(), Error>),
+    /// The snapshot is to be given up: a user wants that, or a limit leaves no room for it. Once everything is durable, it is
+    /// too late.
+    Cancelled(SnapshotId, Error),
     /// The reader groups have started their checkpoints, or refused.
     GroupsStarted(SnapshotId, Result<(), Error>),
     /// A subtask's share is durable.
@@ -244,11 +299,11 @@ pub enum Action {
     PersistAbort(SnapshotId, Error),
     /// Step 8: tell the subtasks, and let the reader groups keep the positions.
     NotifyComplete(SnapshotId, BarrierId),
-    /// Tell the subtasks that it failed, if barriers were sent.
+    /// Tell the subtasks that it failed, even if no barrier was sent: every log of the job names it.
     NotifyAborted(SnapshotId, BarrierId, Error),
     /// Drop the reader groups' checkpoints.
     ReleaseGroups(SnapshotId),
-    /// Remove whatever files it has.
+    /// Remove whatever files it has, when nobody writes them any more, and release what it is charged.
     Sweep(SnapshotId),
     /// Answer the request: the snapshot has ended.
     Answer(RequestId, Result<SnapshotId, Error>),

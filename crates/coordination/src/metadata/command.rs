@@ -1,14 +1,17 @@
 //! What may be proposed to the replicated state, and what comes back.
 
+use weir_types::annotations::AnnotationChange;
 use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
 use weir_types::job::JobChange;
-use weir_types::snapshot::SnapshotKind;
+use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
+use weir_types::retention::RetentionPolicy;
+use weir_types::snapshot::{Annotations, SnapshotKind};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
-use super::{Limits, RestoreRecord, SourceRecord};
+use super::{Deleter, RestoreRecord, SourceRecord};
 use crate::checkpoint::{Contents, Trigger};
 
 /// One change of the replicated state.
@@ -18,8 +21,8 @@ pub enum Command {
     Found {
         /// The id, if it has none yet.
         cluster: ClusterId,
-        /// The limits from now on.
-        limits: Limits,
+        /// The limits from now on, where none are set.
+        defaults: Box<QuotaDefaults>,
     },
     /// Accepts a job.
     CreateJob(Box<NewJob>),
@@ -34,11 +37,29 @@ pub enum Command {
         /// Why, if something broke.
         failure: Option<Error>,
     },
-    /// Admits a snapshot, or enters its refusal into the catalogue.
+    /// Sets the limits of a level.
+    SetQuota {
+        /// The client's name for the request.
+        request: Option<RequestId>,
+        /// The level.
+        level: QuotaLevel,
+        /// Its limits from now on; a dimension without one has the default. None: those that were set are taken away.
+        limits: Option<QuotaLimits>,
+    },
+    /// Admits a snapshot, lets it wait, or enters its refusal into the catalogue.
     Reserve(Box<Reserve>),
+    /// Lets a snapshot under way write more.
+    Grant {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The reservation's.
+        nonce: Nonce,
+        /// What it may write in total, from now on.
+        bytes: u64,
+    },
     /// The only commit point of a snapshot.
     Complete(Box<Completion>),
-    /// Ends a reservation without a snapshot.
+    /// Ends a reservation without a snapshot. What it was charged stays charged until it is swept.
     Abort {
         /// The snapshot.
         snapshot: SnapshotId,
@@ -47,18 +68,56 @@ pub enum Command {
         /// Why.
         failure: Error,
     },
+    /// Whoever wrote files of a failed snapshot has stopped or was given up, and the files are gone.
+    Swept {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// Makes a savepoint unreferencable for ever.
     MarkDeleted {
         /// The snapshot.
         snapshot: SnapshotId,
         /// The client's name for the request.
         request: Option<RequestId>,
+        /// Even if it is pinned, or the last good one of its job.
+        force: bool,
+        /// On whose behalf.
+        by: Deleter,
     },
     /// All of its files are gone, and so is the entry.
     Deleted {
         /// The snapshot.
         snapshot: SnapshotId,
     },
+    /// Shared files that nothing refers to any more are gone.
+    Released {
+        /// The job.
+        job: JobId,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Changes what people say about a snapshot.
+    Annotate {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The client's name for the request.
+        request: Option<RequestId>,
+        /// What is different.
+        change: AnnotationChange,
+    },
+    /// Sets the retention policy of a level, or removes it.
+    SetPolicy {
+        /// A job or a namespace.
+        level: QuotaLevel,
+        /// The client's name for the request.
+        request: Option<RequestId>,
+        /// The policy; none: there is none any more.
+        policy: Option<RetentionPolicy>,
+        /// Who sets it; may be empty.
+        by: String,
+    },
+    /// Marks for deletion what no policy keeps any more.
+    EnforcePolicies,
 }
 
 /// A planned job.
@@ -124,10 +183,16 @@ pub struct Reserve {
     pub deadline: Millis,
     /// Whose it is; empty: the job's owner's.
     pub owner: String,
-    /// Name for people.
-    pub name: Option<String>,
+    /// What people say about it.
+    pub annotations: Annotations,
+    /// Hash of the job graph that runs, as 16 hex digits.
+    pub plan_hash: String,
     /// How many subtasks have to acknowledge.
     pub subtasks: u32,
+    /// Where a limit would refuse it, the oldest savepoints that nobody needs make room.
+    pub evict: bool,
+    /// What it will probably write: charged with the admission.
+    pub estimate_bytes: u64,
 }
 
 /// A snapshot whose manifest is there.
@@ -150,6 +215,13 @@ pub struct Applied {
     pub snapshot: Option<SnapshotId>,
     /// Snapshots that are marked for deletion because of it.
     pub retired: Vec<SnapshotId>,
+    /// The snapshot that was to be reserved waits for its turn.
+    pub queued: bool,
+    /// Snapshots that waited and whose turn has come: they are under way now, or have failed because another limit refused
+    /// them.
+    pub admitted: Vec<SnapshotId>,
+    /// Shared files of the job that nothing refers to any more: to be deleted, and then released.
+    pub unreferenced: Vec<String>,
 }
 
 /// The answer to a command.

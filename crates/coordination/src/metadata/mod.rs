@@ -6,21 +6,37 @@
 //! has marked it; what a job would restart from, or a restore still needs, is never marked.
 
 mod admission;
+mod annotations;
+mod catalogue;
 mod command;
+mod deletion;
+mod eviction;
+#[cfg(test)]
+mod fixture;
+mod policy;
+mod queue;
 mod record;
+mod shared;
 mod snapshots;
+mod usage;
 
 use std::collections::BTreeMap;
 
-use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId, SnapshotId};
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId};
 use weir_types::job::{JobChange, JobState};
+use weir_types::quota::{check_namespace, check_owner, or_default};
 use weir_types::snapshot::SnapshotState;
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
-pub use admission::Limits;
+pub use admission::Quotas;
+pub use catalogue::Catalogue;
 pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAttempt};
+pub use deletion::{DeletedRecord, Deleter, Deletion};
+pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
+pub use shared::{SharedFiles, SharedRecord};
+pub use usage::Usage;
 
 /// Answers that are remembered for retries; older ones are forgotten.
 const REQUESTS_MAX: usize = 4096;
@@ -42,25 +58,43 @@ pub struct State {
     /// The cluster; none before its first command.
     pub cluster: Option<ClusterId>,
     /// The limits in force.
-    pub limits: Limits,
+    pub quotas: Quotas,
     /// Jobs, the ended ones too.
     pub jobs: BTreeMap<JobId, JobRecord>,
     /// The catalogue: every attempt at a snapshot that is worth remembering.
-    pub snapshots: BTreeMap<SnapshotId, SnapshotEntry>,
+    pub snapshots: Catalogue,
+    /// Files that several checkpoints of a job share.
+    pub shared: SharedFiles,
     /// Requests that were answered.
     pub requests: BTreeMap<RequestId, Answered>,
     /// Number of the next request.
     pub next_request: u64,
+    /// Retention policies, and what was deleted.
+    pub retention: Retention,
 }
 
 impl State {
     /// Applies a command. A command that does not apply changes nothing and is answered with an error.
     pub fn apply(&mut self, now: Millis, command: Command) -> Reply {
+        let mut applied = self.change(now, command)?;
+        // Whatever has changed may have freed a place.
+        applied.admitted = self.admit_queued(now);
+        Ok(applied)
+    }
+
+    fn change(&mut self, now: Millis, command: Command) -> Reply {
         match command {
-            Command::Found { cluster, limits } => {
-                self.limits = limits;
+            Command::Found { cluster, defaults } => {
+                self.quotas.defaults = *defaults;
                 self.cluster.get_or_insert(cluster);
                 Ok(Applied::default())
+            }
+            Command::SetQuota { request, level, limits } => self.once(request, |state| state.set_quota(level, limits)),
+            Command::Grant { snapshot, nonce, bytes } => self.grant(&snapshot, &nonce, bytes),
+            Command::Swept { snapshot } => Ok(self.swept(&snapshot)),
+            Command::Released { job, names } => {
+                self.shared.release(&job, &names);
+                Ok(Applied { job: Some(job), ..Applied::default() })
             }
             Command::CreateJob(job) => {
                 let request = job.request.clone();
@@ -74,13 +108,17 @@ impl State {
             }
             Command::Complete(completion) => self.complete(now, *completion),
             Command::Abort { snapshot, nonce, failure } => self.abort(now, &snapshot, &nonce, failure),
-            Command::MarkDeleted { snapshot, request } => self.once(request, |state| state.mark_deleted(&snapshot)),
-            Command::Deleted { snapshot } => {
-                if self.snapshots.get(&snapshot).is_some_and(|entry| entry.state == SnapshotState::Deleting) {
-                    self.snapshots.remove(&snapshot);
-                }
-                Ok(Applied::default())
+            Command::MarkDeleted { snapshot, request, force, by } => {
+                self.once(request, |state| state.mark_deleted(now, &snapshot, force, by))
             }
+            Command::Deleted { snapshot } => Ok(self.deleted(now, &snapshot)),
+            Command::Annotate { snapshot, request, change } => {
+                self.once(request, |state| state.annotate(&snapshot, &change))
+            }
+            Command::SetPolicy { level, request, policy, by } => {
+                self.once(request, |state| state.set_policy(now, level, policy, by))
+            }
+            Command::EnforcePolicies => self.enforce_policies(now),
         }
     }
 
@@ -113,55 +151,24 @@ impl State {
                 [job] => Ok(job),
                 several => {
                     let ids: Vec<_> = several.iter().map(|job| job.id.as_str()).collect();
-                    Err(Error::invalid(format!("{text:?} means more than one job")).with_detail(ids.join(", ")))
+                    Err(Error::invalid(format!("{text:?} means more than one job"))
+                        .with_detail(ids.join(", "))
+                        .with_hint("Give one of these ids, or as much of it as no other begins with."))
                 }
             },
         }
     }
 
-    /// The snapshot that a user means: by id or by directory.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn find_snapshot(&self, text: &str) -> Result<&SnapshotEntry> {
-        let directory = text.trim_end_matches('/');
-        let by_id = SnapshotId::new(text).ok().and_then(|id| self.snapshots.get(&id));
-        by_id.or_else(|| self.snapshots.values().find(|entry| entry.directory == directory)).ok_or_else(|| {
-            Error::not_found(format!("snapshot {text:?} is not in the catalogue"))
-                .with_hint("`weir snapshots list` shows all of them.")
-        })
-    }
-
     /// Snapshots of one job in the order of their barriers.
     pub fn snapshots_of<'a>(&'a self, job: &'a JobId) -> Vec<&'a SnapshotEntry> {
-        let mut entries: Vec<_> = self.snapshots.values().filter(|entry| entry.job == *job).collect();
-        entries.sort_by_key(|entry| entry.barrier);
-        entries
+        let all = self.snapshots.of_job(job).into_iter().flat_map(|sums| &sums.all);
+        all.filter_map(|(_, id)| self.snapshots.get(id)).collect()
     }
 
     /// What a job restarts from: its newest completed snapshot of either kind.
     pub fn recovery_point(&self, job: &JobId) -> Option<&SnapshotEntry> {
-        self.snapshots
-            .values()
-            .filter(|entry| entry.job == *job && entry.state == SnapshotState::Completed)
-            .max_by_key(|entry| entry.barrier)
-    }
-
-    /// Who needs a snapshot, in words; empty: nobody.
-    pub fn holders(&self, snapshot: &SnapshotId) -> Vec<String> {
-        let mut holders = Vec::new();
-        for job in self.jobs.values().filter(|job| !job.state.is_terminal()) {
-            match self.recovery_point(&job.id) {
-                Some(entry) if entry.id == *snapshot => {
-                    holders.push(format!("job {} would restart from it", job.id));
-                }
-                None if job.restore.as_ref().and_then(|restore| restore.snapshot.as_ref()) == Some(snapshot) => {
-                    holders.push(format!("job {} was restored from it and has no snapshot of its own yet", job.id));
-                }
-                _ => {}
-            }
-        }
-        holders
+        let (_, newest) = self.snapshots.of_job(job)?.completed.last()?;
+        self.snapshots.get(newest)
     }
 
     /// Runs `act` unless the request was answered before; remembers the answer, unless it may differ the next time.
@@ -190,6 +197,9 @@ impl State {
             return Err(Error::new(Code::AlreadyExists, format!("a job whose id begins with {short} exists already")));
         }
         let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } = new;
+        let (owner, namespace) = (or_default(owner), or_default(namespace));
+        check_owner(&owner)?;
+        check_namespace(&namespace)?;
         if let Some(snapshot) = restore.as_ref().and_then(|restore| restore.snapshot.as_ref())
             && !self.snapshots.get(snapshot).is_some_and(|entry| entry.state == SnapshotState::Completed)
         {
@@ -234,10 +244,15 @@ impl State {
             return;
         }
         ended.sort_by_key(|job| job.ended_at);
-        let forgotten =
-            ended.into_iter().map(|job| job.id.clone()).find(|job| self.snapshots_of(job).iter().all(|e| e.is_over()));
+        let forgotten = ended
+            .into_iter()
+            .map(|job| job.id.clone())
+            .find(|job| self.snapshots_of(job).iter().all(|e| e.is_over()) && self.shared.of_job(job).next().is_none());
         if let Some(job) = forgotten {
-            self.snapshots.retain(|_, entry| entry.job != job);
+            let entries: Vec<_> = self.snapshots_of(&job).into_iter().map(|entry| entry.id.clone()).collect();
+            for id in entries {
+                self.snapshots.remove(&id);
+            }
             self.jobs.remove(&job);
         }
     }
@@ -272,9 +287,10 @@ impl State {
         let mut applied = Applied { job: Some(job.clone()), ..Applied::default() };
         if state.is_terminal() {
             record.ended_at = Some(now);
+            self.retention.scheduled.remove(job);
             // A failed job's checkpoints are kept: somebody may want to go on from them.
             if state != JobState::Failed {
-                applied.retired = self.retire(job, 0);
+                applied.retired = self.retire(now, job, 0);
             }
         }
         Ok(applied)

@@ -5,10 +5,11 @@ use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, BarrierId, ChainId, GroupName, JobId, Nonce, OperatorUid, Parallelism, SnapshotId};
 use weir_types::job::JobState;
-use weir_types::snapshot::{SnapshotKind, SnapshotState, SourcePositions, SplitPosition};
+use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePositions, SplitPosition, Verification};
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
+use super::Deletion;
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -108,8 +109,8 @@ pub struct SnapshotEntry {
     pub owner: String,
     /// Where its quotas apply.
     pub namespace: String,
-    /// Name for people.
-    pub name: Option<String>,
+    /// What people say about it.
+    pub annotations: Annotations,
     /// How far it is.
     pub state: SnapshotState,
     /// Why it was taken.
@@ -124,12 +125,21 @@ pub struct SnapshotEntry {
     pub directory: String,
     /// When it was triggered.
     pub triggered_at: Millis,
+    /// When it was admitted; none: it was refused, or waits for its turn.
+    pub started_at: Option<Millis>,
     /// When it is aborted if it has not completed.
     pub deadline: Millis,
     /// When it completed or failed.
     pub ended_at: Option<Millis>,
-    /// Bytes of all files.
+    /// Bytes charged to its quotas: while it is in flight those granted, afterwards those of its own files. What it shares
+    /// with other snapshots is charged with the files.
+    pub charged_bytes: u64,
+    /// What it was expected to write when it was reserved.
+    pub estimate_bytes: u64,
+    /// Bytes of all files, the shared ones too.
     pub bytes: u64,
+    /// What it has put on storage itself: all but the shared files that earlier checkpoints had brought.
+    pub written_bytes: u64,
     /// Rows of all files.
     pub rows: u64,
     /// The job's parallelism.
@@ -144,6 +154,14 @@ pub struct SnapshotEntry {
     pub sources: Vec<SourcePositions>,
     /// How many subtasks had to acknowledge.
     pub subtasks: u32,
+    /// Hash of the job graph that ran, as 16 hex digits.
+    pub plan_hash: String,
+    /// The newest verification.
+    pub verified: Option<Verification>,
+    /// Why it can no longer be restored although its files are there: somebody forced a truncation of a stream.
+    pub unrestorable: Option<String>,
+    /// Since when and on whose behalf it is being deleted.
+    pub deletion: Option<Deletion>,
     /// Failed attempts in a row that this entry stands for.
     pub failures: u32,
     /// When the first of them was triggered.
@@ -151,8 +169,18 @@ pub struct SnapshotEntry {
 }
 
 impl SnapshotEntry {
+    /// When it was admitted, or triggered if it was not.
+    pub fn admitted_at(&self) -> Millis {
+        self.started_at.unwrap_or(self.triggered_at)
+    }
+
+    /// Whether it has failed, and its files may still be there.
+    pub fn is_unswept(&self) -> bool {
+        self.state == SnapshotState::Failed && self.charged_bytes > 0
+    }
+
     /// Whether it holds no files and awaits nothing.
     pub(super) fn is_over(&self) -> bool {
-        self.state == SnapshotState::Failed
+        self.state == SnapshotState::Failed && self.charged_bytes == 0
     }
 }

@@ -1,22 +1,24 @@
 //! The catalogue's part of the state: reservations, completion, abortion, retirement, deletion.
 
 use weir_types::ids::{JobId, Nonce, SnapshotId};
-use weir_types::snapshot::{SnapshotKind, SnapshotState};
+use weir_types::quota::check_owner;
+use weir_types::snapshot::SnapshotState;
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
 use super::command::{Applied, Completion, Reply, Reserve};
+use super::deletion::{Deleter, no_snapshot};
 use super::{SnapshotEntry, State};
 use crate::checkpoint::Trigger;
 
-/// Failed attempts that are remembered per job; repeated ones count as one.
+/// Failed attempts that are remembered per job, of those that somebody asked for and of the others each; repeated ones
+/// count as one.
 const FAILED_PER_JOB_MAX: usize = 20;
 
 impl State {
     pub(super) fn reserve(&mut self, now: Millis, reserve: Reserve) -> Reply {
-        let refusal = self.admit(&reserve).err();
-        if self.snapshots.contains_key(&reserve.snapshot) {
-            return Err(Error::new(Code::AlreadyExists, format!("snapshot {} exists already", reserve.snapshot)));
+        if let Some(entry) = self.snapshots.get(&reserve.snapshot) {
+            return reserved_before(entry, &reserve.nonce);
         }
         let Some(job) = self.jobs.get_mut(&reserve.job) else {
             return Err(Error::not_found(format!("job {} does not exist", reserve.job)));
@@ -24,25 +26,35 @@ impl State {
         if job.state.is_terminal() || job.attempt != reserve.attempt {
             return Err(Error::fenced(format!("attempt {} of job {} is over", reserve.attempt, job.id)));
         }
+        let evict = reserve.evict;
+        let owner = if reserve.owner.is_empty() { job.owner.clone() } else { reserve.owner };
+        check_owner(&owner)?;
         job.last_barrier = job.last_barrier.max(reserve.barrier);
+        if reserve.trigger == Trigger::Scheduled {
+            self.retention.scheduled.insert(reserve.job.clone(), now);
+        }
         let entry = SnapshotEntry {
             id: reserve.snapshot.clone(),
             kind: reserve.kind,
             job: job.id.clone(),
             job_name: job.name.clone(),
-            owner: if reserve.owner.is_empty() { job.owner.clone() } else { reserve.owner },
+            owner,
             namespace: job.namespace.clone(),
-            name: reserve.name,
-            state: SnapshotState::InProgress,
+            annotations: reserve.annotations,
+            state: SnapshotState::Queued,
             trigger: reserve.trigger,
             barrier: reserve.barrier,
             attempt: reserve.attempt,
             nonce: reserve.nonce,
             directory: reserve.directory,
             triggered_at: now,
+            started_at: None,
             deadline: reserve.deadline,
             ended_at: None,
+            charged_bytes: 0,
+            estimate_bytes: reserve.estimate_bytes,
             bytes: 0,
+            written_bytes: 0,
             rows: 0,
             parallelism: job.graph.options.parallelism,
             failure: None,
@@ -53,14 +65,26 @@ impl State {
             shares: Vec::new(),
             sources: Vec::new(),
             subtasks: reserve.subtasks,
+            plan_hash: reserve.plan_hash,
+            verified: None,
+            unrestorable: None,
+            deletion: None,
             failures: 0,
             first_failed_at: None,
         };
         let id = entry.id.clone();
-        self.snapshots.insert(id.clone(), entry);
-        match refusal {
-            None => Ok(Applied { snapshot: Some(id), ..Applied::default() }),
-            Some(error) => {
+        let room =
+            if evict { self.make_room(now, &entry) } else { self.check_limits(now, &entry, &[]).map(|()| Vec::new()) };
+        let queued = self.full_level(&entry).is_some();
+        self.snapshots.insert(entry);
+        match room {
+            Ok(evicted) => {
+                if !queued {
+                    self.begin(now, &id);
+                }
+                Ok(Applied { snapshot: Some(id), queued, retired: evicted, ..Applied::default() })
+            }
+            Err(error) => {
                 self.fail(now, &id, error.clone());
                 Err(error)
             }
@@ -70,21 +94,28 @@ impl State {
     pub(super) fn complete(&mut self, now: Millis, completion: Completion) -> Reply {
         let Completion { snapshot, nonce, contents } = completion;
         let entry = self.reservation(&snapshot, &nonce)?;
+        let (job, stops) = (entry.job.clone(), matches!(entry.trigger, Trigger::Stop(_)));
         match entry.state {
             SnapshotState::InProgress => {}
+            SnapshotState::Queued => return Err(Error::fenced(format!("snapshot {snapshot} was never admitted"))),
             // A repeated proposal.
             SnapshotState::Completed | SnapshotState::Deleting => {
                 return Ok(Applied { snapshot: Some(snapshot), ..Applied::default() });
             }
             SnapshotState::Failed => return Err(Error::fenced(format!("snapshot {snapshot} was aborted"))),
         }
-        entry.state = SnapshotState::Completed;
-        entry.ended_at = Some(now);
-        entry.bytes = contents.bytes;
-        entry.rows = contents.rows;
-        entry.shares = contents.shares;
-        entry.sources = contents.sources;
-        let (job, stops) = (entry.job.clone(), matches!(entry.trigger, Trigger::Stop(_)));
+        self.shared.check(&job, &snapshot, &contents.shared)?;
+        self.shared.refer(&job, &snapshot, &contents.shared);
+        if let Some(mut entry) = self.snapshots.get_mut(&snapshot) {
+            entry.state = SnapshotState::Completed;
+            entry.ended_at = Some(now);
+            entry.bytes = contents.total_bytes();
+            entry.written_bytes = contents.written_bytes(&snapshot);
+            entry.charged_bytes = contents.own_bytes();
+            entry.rows = contents.rows;
+            entry.shares = contents.shares;
+            entry.sources = contents.sources;
+        }
         let mut retained = 0;
         if let Some(record) = self.jobs.get_mut(&job) {
             if stops {
@@ -94,14 +125,13 @@ impl State {
                 retained = record.graph.options.checkpoints_retained.max(1) as usize;
             }
         }
-        let retired = self.retire(&job, retained);
-        Ok(Applied { job: Some(job), snapshot: Some(snapshot), retired })
+        let retired = self.retire(now, &job, retained);
+        Ok(Applied { job: Some(job), snapshot: Some(snapshot), retired, ..Applied::default() })
     }
 
     pub(super) fn abort(&mut self, now: Millis, snapshot: &SnapshotId, nonce: &Nonce, failure: Error) -> Reply {
-        let entry = self.reservation(snapshot, nonce)?;
-        match entry.state {
-            SnapshotState::InProgress => self.fail(now, snapshot, failure),
+        match self.reservation(snapshot, nonce)?.state {
+            SnapshotState::Queued | SnapshotState::InProgress => self.fail(now, snapshot, failure),
             SnapshotState::Failed => {}
             SnapshotState::Completed | SnapshotState::Deleting => {
                 return Err(Error::new(Code::FailedPrecondition, format!("snapshot {snapshot} is complete")));
@@ -110,47 +140,26 @@ impl State {
         Ok(Applied { snapshot: Some(snapshot.clone()), ..Applied::default() })
     }
 
-    pub(super) fn mark_deleted(&mut self, snapshot: &SnapshotId) -> Reply {
-        let refused = |what: String| Error::new(Code::FailedPrecondition, what);
-        let holders = self.holders(snapshot);
-        let entry = self
-            .snapshots
-            .get_mut(snapshot)
-            .ok_or_else(|| Error::not_found(format!("snapshot {snapshot} is not in the catalogue")))?;
-        match (entry.state, entry.kind) {
-            (SnapshotState::Deleting, _) => {}
-            (SnapshotState::InProgress, _) => return Err(refused(format!("snapshot {snapshot} is still under way"))),
-            (SnapshotState::Completed, SnapshotKind::Checkpoint)
-                if self.jobs.get(&entry.job).is_some_and(|job| !job.state.is_terminal()) =>
-            {
-                return Err(refused(format!("{snapshot} is a checkpoint: its job retires it"))
-                    .with_hint("Set execution.checkpointing.num-retained for how many are kept."));
-            }
-            (SnapshotState::Completed, _) if !holders.is_empty() => {
-                return Err(refused(format!("snapshot {snapshot} is still needed"))
-                    .with_detail(holders.join("; "))
-                    .with_hint("Take another snapshot of that job, or end it, and try again."));
-            }
-            (SnapshotState::Completed | SnapshotState::Failed, _) => entry.state = SnapshotState::Deleting,
+    /// Releases what a failed snapshot is charged.
+    pub(super) fn swept(&mut self, snapshot: &SnapshotId) -> Applied {
+        let unswept = self.snapshots.get_mut(snapshot).filter(|entry| entry.state == SnapshotState::Failed);
+        let job = unswept.map(|mut entry| {
+            entry.charged_bytes = 0;
+            entry.job.clone()
+        });
+        if let Some(job) = job {
+            self.forget_failed(&job);
         }
-        Ok(Applied { snapshot: Some(snapshot.clone()), ..Applied::default() })
+        Applied { snapshot: Some(snapshot.clone()), ..Applied::default() }
     }
 
     /// Marks the checkpoints of a job that are superseded: all but the newest `retained`, and but what somebody needs.
-    pub(super) fn retire(&mut self, job: &JobId, retained: usize) -> Vec<SnapshotId> {
-        let superseded: Vec<SnapshotId> = self
-            .snapshots_of(job)
-            .into_iter()
-            .rev()
-            .filter(|entry| entry.kind == SnapshotKind::Checkpoint && entry.state == SnapshotState::Completed)
-            .skip(retained)
-            .map(|entry| entry.id.clone())
-            .filter(|id| self.holders(id).is_empty())
-            .collect();
+    pub(super) fn retire(&mut self, now: Millis, job: &JobId, retained: usize) -> Vec<SnapshotId> {
+        let completed = self.snapshots.of_job(job).into_iter().flat_map(|sums| sums.checkpoints.iter().rev());
+        let superseded = completed.skip(retained).map(|(_, id)| id.clone());
+        let superseded: Vec<SnapshotId> = superseded.filter(|id| self.holders(id).is_empty()).collect();
         for id in &superseded {
-            if let Some(entry) = self.snapshots.get_mut(id) {
-                entry.state = SnapshotState::Deleting;
-            }
+            self.mark(now, id, Deleter::System);
         }
         superseded
     }
@@ -158,55 +167,76 @@ impl State {
     /// The checkpoints that the completion of one more will retire.
     pub fn superseded_by_next(&self, job: &JobId) -> Vec<SnapshotId> {
         let retained = self.jobs.get(job).map_or(1, |job| job.graph.options.checkpoints_retained.max(1)) as usize;
-        let completed = self.snapshots_of(job).into_iter().rev();
-        completed
-            .filter(|entry| entry.kind == SnapshotKind::Checkpoint && entry.state == SnapshotState::Completed)
-            .skip(retained - 1)
-            .map(|entry| entry.id.clone())
-            .collect()
+        let completed = self.snapshots.of_job(job).into_iter().flat_map(|sums| sums.checkpoints.iter().rev());
+        completed.skip(retained - 1).map(|(_, id)| id.clone()).collect()
     }
 
     /// The entry of a reservation, by its nonce.
-    fn reservation(&mut self, snapshot: &SnapshotId, nonce: &Nonce) -> Result<&mut SnapshotEntry, Error> {
-        let entry = self
-            .snapshots
-            .get_mut(snapshot)
-            .ok_or_else(|| Error::not_found(format!("snapshot {snapshot} is not in the catalogue")))?;
+    pub(super) fn reservation(&self, snapshot: &SnapshotId, nonce: &Nonce) -> Result<&SnapshotEntry, Error> {
+        let entry = self.snapshots.get(snapshot).ok_or_else(|| no_snapshot(snapshot))?;
         if entry.nonce != *nonce {
             return Err(Error::fenced(format!("snapshot {snapshot} was reserved by somebody else")));
         }
         Ok(entry)
     }
 
-    /// Ends an entry as failed. A periodic checkpoint that fails like the one before it replaces that one.
-    fn fail(&mut self, now: Millis, snapshot: &SnapshotId, failure: Error) {
-        let Some(entry) = self.snapshots.get_mut(snapshot) else { return };
+    /// Ends an entry as failed. What it was charged stays so until it is swept.
+    pub(super) fn fail(&mut self, now: Millis, snapshot: &SnapshotId, failure: Error) {
+        let Some(mut entry) = self.snapshots.get_mut(snapshot) else { return };
         entry.state = SnapshotState::Failed;
         entry.ended_at = Some(now);
         entry.failures = 1;
         entry.first_failed_at = Some(entry.triggered_at);
-        let (job, code, periodic) = (entry.job.clone(), failure.code, entry.trigger == Trigger::Periodic);
         entry.failure = Some(failure);
-        let entries = self.snapshots_of(&job);
-        let before = entries.iter().rev().skip_while(|entry| entry.id != *snapshot).nth(1);
-        let same = before.filter(|before| {
-            periodic
-                && before.trigger == Trigger::Periodic
-                && before.state == SnapshotState::Failed
-                && before.failure.as_ref().is_some_and(|failure| failure.code == code)
+        let job = entry.job.clone();
+        drop(entry);
+        self.forget_failed(&job);
+    }
+
+    /// A failure that nobody asked for and that is like the one before it stands for both, and the oldest failures are
+    /// forgotten, but none that was asked for because of others; and no entry goes while its files may still be there.
+    fn forget_failed(&mut self, job: &JobId) {
+        let entries = self.snapshots_of(job);
+        let code = |entry: &SnapshotEntry| entry.failure.as_ref().map(|failure| failure.code);
+        let automatic = |entry: &SnapshotEntry| entry.is_over() && entry.trigger.is_automatic();
+        let alike = entries.windows(2).filter(|pair| {
+            automatic(pair[0])
+                && pair[1].state == SnapshotState::Failed
+                && pair[0].trigger == pair[1].trigger
+                && code(pair[0]) == code(pair[1])
         });
-        let same = same.map(|before| (before.id.clone(), before.failures, before.first_failed_at));
-        let failed: Vec<_> = entries.iter().filter(|entry| entry.state == SnapshotState::Failed).collect();
-        let oldest =
-            (failed.len() > FAILED_PER_JOB_MAX).then(|| failed.first().map(|entry| entry.id.clone())).flatten();
-        if let Some((before, failures, first)) = same {
-            self.snapshots.remove(&before);
-            if let Some(entry) = self.snapshots.get_mut(snapshot) {
-                entry.failures += failures;
-                entry.first_failed_at = first.or(entry.first_failed_at);
+        let alike: Vec<_> = alike.map(|pair| (pair[0].id.clone(), pair[1].id.clone())).collect();
+        let merged = |entry: &SnapshotEntry| alike.iter().any(|(before, _)| *before == entry.id);
+        let mut forgotten = Vec::new();
+        for asked in [true, false] {
+            let over = entries.iter().filter(|entry| entry.is_over() && !merged(entry));
+            let over: Vec<_> = over.filter(|entry| entry.trigger.is_automatic() != asked).collect();
+            let excess = over.len().saturating_sub(FAILED_PER_JOB_MAX);
+            forgotten.extend(over[..excess].iter().map(|entry| entry.id.clone()));
+        }
+        for (before, after) in alike {
+            let Some(before) = self.snapshots.remove(&before) else { continue };
+            if let Some(mut entry) = self.snapshots.get_mut(&after) {
+                entry.failures += before.failures;
+                entry.first_failed_at = before.first_failed_at.or(entry.first_failed_at);
             }
-        } else if let Some(oldest) = oldest {
+        }
+        for oldest in forgotten {
             self.snapshots.remove(&oldest);
+        }
+    }
+}
+
+/// Answers a repeated proposal as the first one was answered.
+fn reserved_before(entry: &SnapshotEntry, nonce: &Nonce) -> Reply {
+    if entry.nonce != *nonce {
+        return Err(Error::new(Code::AlreadyExists, format!("snapshot {} exists already", entry.id)));
+    }
+    match (&entry.state, &entry.failure) {
+        (SnapshotState::Failed, Some(failure)) => Err(failure.clone()),
+        (state, _) => {
+            let queued = *state == SnapshotState::Queued;
+            Ok(Applied { snapshot: Some(entry.id.clone()), queued, ..Applied::default() })
         }
     }
 }

@@ -32,7 +32,8 @@ use crate::watermark::WatermarkGenerator;
 use crate::window::WindowAggregate;
 
 pub(super) async fn build(context: SubtaskContext<'_>) -> Result<Subtask> {
-    let SubtaskContext { plan, factory, inputs, outputs, control, events, io, files, metrics, memory } = context;
+    let SubtaskContext { plan, factory, inputs, outputs, control, events, io, files, grants, metrics, memory } =
+        context;
     let timeout = Duration::from_millis(plan.graph.options.buffer_timeout_ms);
     let limits = BatchLimits { timeout, ..BatchLimits::default() };
     let mut builder = Builder {
@@ -50,11 +51,12 @@ pub(super) async fn build(context: SubtaskContext<'_>) -> Result<Subtask> {
         OperatorSpec::Source(spec) => Input::Source(builder.reader(head, spec, limits)?),
         _ => {
             let receivers = in_order("input", &plan.inputs, inputs)?;
-            Input::Gate(InputGate::new(receivers.into_iter().map(|(_, receiver)| receiver).collect()))
+            let receivers = receivers.into_iter().map(|(_, receiver)| receiver).collect();
+            Input::Gate(InputGate::new(receivers).of(plan.id.clone()))
         }
     };
     let chain = OperatorChain::new(root, builder.outputs);
-    let snapshots = Snapshots::new(plan.id.clone(), files, events);
+    let snapshots = Snapshots::new(plan.id.clone(), files, grants, events);
     Ok(Subtask {
         id: plan.id,
         input,

@@ -34,6 +34,7 @@ use crate::channel::{ChannelReceiver, ChannelSender};
 use crate::element::{Batch, Watermark};
 use crate::exchange::BatchLimits;
 use crate::gate::{AlignedBarrier, InputGate};
+use crate::grants::SnapshotGrants;
 use crate::memory::MemoryBudget;
 use crate::metrics::SubtaskMetrics;
 use crate::plan::SubtaskPlan;
@@ -96,6 +97,8 @@ pub struct SubtaskContext<'a> {
     pub io: Handle,
     /// Where snapshot files are written and read.
     pub files: Handle,
+    /// What snapshots may write.
+    pub grants: Arc<SnapshotGrants>,
     /// Its counters.
     pub metrics: Arc<SubtaskMetrics>,
     /// The TaskManager's memory.

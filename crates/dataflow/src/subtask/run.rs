@@ -37,6 +37,14 @@ enum Turn {
 }
 
 impl Subtask {
+    /// Waits until every sink can take rows: whatever wrote there before, an older attempt of the job, is fenced then.
+    ///
+    /// # Errors
+    /// If a sink cannot start.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.chain.sinks_ready().await
+    }
+
     /// Runs until the input has ended or the subtask is cancelled.
     ///
     /// # Errors
@@ -213,6 +221,7 @@ impl Subtask {
         }
         let Input::Source(reader) = &mut self.input else { return };
         let Some(barrier) = self.triggers.pop_front() else { return };
+        debug!(snapshot = %barrier.snapshot, subtask = %self.id, "barrier let in");
         reader.flush(&mut self.work);
         match (&self.phase, barrier.stop) {
             (Phase::Reading, StopMode::Continue) => {}
@@ -264,6 +273,7 @@ impl Subtask {
 
     fn on_outcome(&mut self, barrier: BarrierId, failure: Option<Error>) -> Result<()> {
         if failure.is_some() {
+            self.log_unfinished(barrier);
             self.snapshots.abort(barrier);
             self.triggers.retain(|trigger| trigger.id != barrier);
             if let Input::Gate(gate) = &mut self.input {
@@ -284,6 +294,19 @@ impl Subtask {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Says how far this subtask's part of a snapshot was that has failed.
+    fn log_unfinished(&self, barrier: BarrierId) {
+        if let Input::Gate(gate) = &self.input
+            && let Some((aligning, arrived, inputs)) = gate.aligning().filter(|(aligning, ..)| aligning.id == barrier)
+        {
+            info!(snapshot = %aligning.snapshot, subtask = %self.id, arrived, inputs, "was still aligning");
+        }
+        if let Some(trigger) = self.triggers.iter().find(|trigger| trigger.id == barrier) {
+            info!(snapshot = %trigger.snapshot, subtask = %self.id, "its barrier still waited behind what had been read");
+        }
+        self.snapshots.log_writing(barrier);
     }
 
     /// Makes the output durable, ends the channels, and waits for snapshots that are still being written.

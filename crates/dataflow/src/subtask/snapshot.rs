@@ -2,7 +2,8 @@
 //!
 //! Invariant: an acknowledgement is sent only after everything it names is durable; every snapshot that began here ends
 //! in one acknowledgement or one refusal, unless it was aborted from outside. Files of a snapshot that was not acknowledged
-//! are deleted here, as its directory may have been swept before they were complete.
+//! are deleted here, as its directory may have been swept before they were complete. Every byte is drawn from what was
+//! granted before it is written.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,16 +13,17 @@ use futures::future::{AbortHandle, Abortable, try_join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
-use weir_state::{FrozenTable, delete_files, open_store, write_tables_while};
+use tracing::{debug, info, warn};
+use weir_state::{Budgeted, FrozenTable, delete_files, open_store, write_tables_while};
 use weir_types::control::SnapshotDeclined;
-use weir_types::ids::{BarrierId, SubtaskId};
+use weir_types::ids::{BarrierId, SnapshotId, SubtaskId};
 use weir_types::snapshot::{Barrier, OperatorSnapshot, SnapshotTimings, SplitPosition, StateFile, SubtaskSnapshot};
 use weir_types::{Code, Error, Result};
 
 use super::SubtaskEvent;
 use crate::chain::FrozenOperator;
 use crate::gate::AlignedBarrier;
+use crate::grants::{SnapshotGrants, Writer};
 
 type Ending = Pin<Box<dyn Future<Output = BarrierId>>>;
 
@@ -29,14 +31,28 @@ type Ending = Pin<Box<dyn Future<Output = BarrierId>>>;
 pub(super) struct Snapshots {
     subtask: SubtaskId,
     files: Handle,
+    grants: Arc<SnapshotGrants>,
     events: mpsc::Sender<SubtaskEvent>,
     running: FuturesUnordered<Ending>,
-    aborts: Vec<(BarrierId, AbortHandle)>,
+    aborts: Vec<Writing>,
+}
+
+/// An asynchronous part that is under way.
+struct Writing {
+    barrier: BarrierId,
+    snapshot: SnapshotId,
+    since: Instant,
+    abort: AbortHandle,
 }
 
 impl Snapshots {
-    pub(super) fn new(subtask: SubtaskId, files: Handle, events: mpsc::Sender<SubtaskEvent>) -> Self {
-        Self { subtask, files, events, running: FuturesUnordered::new(), aborts: Vec::new() }
+    pub(super) fn new(
+        subtask: SubtaskId,
+        files: Handle,
+        grants: Arc<SnapshotGrants>,
+        events: mpsc::Sender<SubtaskEvent>,
+    ) -> Self {
+        Self { subtask, files, grants, events, running: FuturesUnordered::new(), aborts: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -46,7 +62,7 @@ impl Snapshots {
     /// Waits until one has ended; to be called only if there is one. Cancel safe.
     pub(super) async fn ended(&mut self) {
         if let Some(ended) = self.running.next().await {
-            self.aborts.retain(|(barrier, _)| *barrier != ended);
+            self.aborts.retain(|running| running.barrier != ended);
         }
     }
 
@@ -59,12 +75,20 @@ impl Snapshots {
             sync_us: micros(sync),
             async_us: 0,
         };
-        let draft = Draft::new(self.files.clone(), barrier.directory.clone());
+        debug!(
+            snapshot = %barrier.snapshot, subtask = %self.subtask, start_delay_us = timings.start_delay_us,
+            alignment_us = timings.alignment_us, sync_us = timings.sync_us, "frozen"
+        );
+        let writer = match self.grants.begin(&self.subtask, barrier) {
+            Ok(writer) => writer,
+            Err(error) => return self.decline(barrier, error),
+        };
+        let draft = Draft::new(self.files.clone(), barrier.snapshot.clone(), barrier.directory.clone(), writer);
         let part = Part { subtask: self.subtask.clone(), barrier: barrier.clone(), timings };
         let events = self.events.clone();
         let id = barrier.id;
         let (abort, registration) = AbortHandle::new_pair();
-        self.aborts.push((id, abort));
+        self.aborts.push(Writing { barrier: id, snapshot: barrier.snapshot.clone(), since: Instant::now(), abort });
         let work = Abortable::new(
             async move {
                 let event = part.finish(frozen, &draft).await;
@@ -96,10 +120,18 @@ impl Snapshots {
         }));
     }
 
+    /// Says so if the asynchronous part of this snapshot is under way.
+    pub(super) fn log_writing(&self, barrier: BarrierId) {
+        for running in self.aborts.iter().filter(|running| running.barrier == barrier) {
+            let us = micros(running.since.elapsed());
+            info!(snapshot = %running.snapshot, subtask = %self.subtask, us, "was still writing");
+        }
+    }
+
     /// Gives up a snapshot that was aborted.
     pub(super) fn abort(&mut self, barrier: BarrierId) {
-        for (_, abort) in self.aborts.iter().filter(|(running, _)| *running == barrier) {
-            abort.abort();
+        for running in self.aborts.iter().filter(|running| running.barrier == barrier) {
+            running.abort.abort();
         }
     }
 }
@@ -160,7 +192,6 @@ impl Part {
     }
 
     /// Writes tables on the files thread. Names hold the attempt, so that no attempt ever writes another's file.
-    /// Writes tables on the files thread. Names hold the attempt, so that no attempt ever writes another's file.
     async fn write_files(&self, place: usize, tables: Vec<FrozenTable>, draft: &Draft) -> Result<Vec<StateFile>> {
         if tables.is_empty() {
             return Ok(Vec::new());
@@ -174,7 +205,10 @@ impl Part {
 /// they wrote deleted.
 struct Draft {
     files: Handle,
+    snapshot: SnapshotId,
     directory: String,
+    /// Held until nothing is written or deleted any more.
+    writer: Arc<Writer>,
     written: Arc<Mutex<Written>>,
 }
 
@@ -186,19 +220,20 @@ struct Written {
 }
 
 impl Draft {
-    fn new(files: Handle, directory: String) -> Self {
-        Self { files, directory, written: Arc::default() }
+    fn new(files: Handle, snapshot: SnapshotId, directory: String, writer: Arc<Writer>) -> Self {
+        Self { files, snapshot, directory, writer, written: Arc::default() }
     }
 
     async fn write(&self, tables: Vec<FrozenTable>, prefix: String) -> Result<Vec<StateFile>> {
         let (directory, written) = (self.directory.clone(), Arc::clone(&self.written));
+        let writer = Arc::clone(&self.writer);
         let writing = self.files.spawn_blocking(move || {
-            let store = open_store(&directory)?;
-            let files = write_tables_while(tables, store.as_ref(), &prefix, &|| !lock(&written).given_up)?;
+            let store = Budgeted::new(open_store(&directory)?, writer);
+            let files = write_tables_while(tables, &store, &prefix, &|| !lock(&written).given_up)?;
             let mut written = lock(&written);
             if written.given_up {
                 drop(written);
-                delete_files(store.as_ref(), &files)?;
+                delete_files(&store, &files)?;
                 return Err(Error::new(Code::Cancelled, "the snapshot was given up"));
             }
             written.files.extend_from_slice(&files);
@@ -222,13 +257,16 @@ impl Drop for Draft {
             written.given_up = true;
             std::mem::take(&mut written.files)
         };
+        self.writer.give_up();
         if files.is_empty() {
             return;
         }
-        let directory = std::mem::take(&mut self.directory);
+        let (snapshot, directory) = (self.snapshot.clone(), std::mem::take(&mut self.directory));
+        let writer = Arc::clone(&self.writer);
         self.files.spawn_blocking(move || {
+            let _until_deleted = writer;
             if let Err(error) = open_store(&directory).and_then(|store| delete_files(store.as_ref(), &files)) {
-                warn!(directory, %error, "files of a snapshot that was given up are left");
+                warn!(%snapshot, directory, %error, "files of a snapshot that was given up are left");
             }
         });
     }

@@ -51,7 +51,7 @@ fn give_up(how: impl FnOnce(Snapshots)) {
     let path = directory.path().join("chk-1");
     let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (events, mut reports) = mpsc::channel(1);
-    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), events);
+    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), SnapshotGrants::unlimited(), events);
     let (tables, at_second, go) = halting();
     snapshots.start(&aligned(&path), vec![frozen(tables)], Duration::ZERO);
     assert!(snapshots.ended().now_or_never().is_none(), "it is being written");
@@ -84,7 +84,12 @@ fn a_snapshot_of_a_cancelled_subtask_does_not_bring_its_directory_back() {
 async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_acknowledging() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("chk-1");
-    let (deleted, files) = (Draft::new(Handle::current(), path.to_str().unwrap().to_owned()), Handle::current());
+    let grants = SnapshotGrants::unlimited();
+    let draft = || {
+        let writer = grants.begin(&subtask(), &barrier(1)).unwrap();
+        Draft::new(Handle::current(), barrier(1).snapshot, path.to_str().unwrap().to_owned(), writer)
+    };
+    let deleted = draft();
     let written = deleted.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
     assert!(path.join(&written[0].path).exists());
     drop(deleted);
@@ -93,7 +98,7 @@ async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_ackno
         tokio::task::yield_now().await;
     }
 
-    let kept = Draft::new(files, path.to_str().unwrap().to_owned());
+    let kept = draft();
     let written = kept.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
     kept.keep();
     assert!(path.join(&written[0].path).exists());
@@ -104,7 +109,7 @@ async fn an_acknowledged_snapshot_keeps_its_files_and_a_declined_one_has_none() 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("chk-1");
     let (events, mut reports) = mpsc::channel(1);
-    let mut snapshots = Snapshots::new(subtask(), Handle::current(), events);
+    let mut snapshots = Snapshots::new(subtask(), Handle::current(), SnapshotGrants::unlimited(), events);
     let one = || frozen(vec![FrozenTable::of_rows("first", row)]);
     snapshots.start(&aligned(&path), vec![one()], Duration::ZERO);
     snapshots.ended().await;
@@ -119,4 +124,30 @@ async fn an_acknowledged_snapshot_keeps_its_files_and_a_declined_one_has_none() 
     assert_eq!(declined.error.code, Code::AlreadyExists);
     drop(snapshots);
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+}
+
+#[test]
+fn a_writer_waits_for_a_grant_and_an_abort_deletes_what_it_has_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chk-1");
+    let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (events, _reports) = mpsc::channel(1);
+    let grants = SnapshotGrants::new();
+    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), Arc::clone(&grants), events);
+    snapshots.start(&aligned(&path), vec![frozen(vec![FrozenTable::of_rows("first", row)])], Duration::ZERO);
+    assert!(snapshots.ended().now_or_never().is_none(), "it is being written");
+    files.block_on(grants.changed());
+    let asked = grants.messages(false);
+    assert!(matches!(asked.as_slice(), [weir_types::control::FromTaskManager::GrantWanted(_)]), "{asked:?}");
+    assert_eq!(std::fs::read_dir(&path).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>(), 0);
+    let barrier = barrier(1);
+    let error = Error::new(Code::QuotaExceeded, "no more");
+    grants.end(&subtask().job, Attempt(1), barrier.id, &barrier.snapshot, Some(error));
+    snapshots.abort(barrier.id);
+    snapshots.ended().now_or_never().unwrap();
+    // Waits for what the files thread has begun.
+    drop(files);
+    let stopped = grants.messages(false);
+    assert!(matches!(stopped.as_slice(), [weir_types::control::FromTaskManager::WritersStopped(_)]), "{stopped:?}");
+    assert!(!path.exists());
 }

@@ -10,8 +10,11 @@
 //!   the watermark tells which have.
 
 mod accumulator;
+mod names;
 mod output;
 mod plan;
+#[cfg(test)]
+mod schema_tests;
 mod slice;
 mod snapshot;
 mod time;

@@ -1,11 +1,14 @@
 //! A window aggregate's specification, checked against its schemas and resolved to accumulators.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use weir_state::columns::{Role, SPAN_MS, state_field};
 use weir_state::values::Form;
-use weir_types::graph::{AggregateFunction, AggregateSpec, WindowAggregateSpec, WindowColumn};
+use weir_types::graph::{AggregateFunction, AggregateSpec, WindowAggregateSpec, WindowColumn, WindowSpec};
 use weir_types::{Code, Error, Result};
 
 use super::accumulator::{Fold, Kind};
+use super::names::{self, Names, is_given};
+use super::time::Timeline;
 
 /// Filters over one DISTINCT column share a bit mask of this many bits.
 const MASK_BITS: usize = 64;
@@ -23,6 +26,8 @@ pub(super) struct Call {
     pub(super) distinct: bool,
     pub(super) argument_type: Option<DataType>,
     pub(super) output_type: DataType,
+    /// What its state is called in snapshots.
+    pub(super) state_name: String,
 }
 
 /// The values of one column, seen under several filters by several calls.
@@ -35,6 +40,8 @@ pub(super) struct DistinctSet {
     pub(super) filters: Vec<Option<usize>>,
     /// … and the calls that it feeds.
     pub(super) calls: Vec<Vec<usize>>,
+    /// What the values are called in snapshots.
+    pub(super) state_name: String,
 }
 
 /// What a window aggregate needs to know about its columns.
@@ -45,6 +52,8 @@ pub(super) struct Plan {
     pub(super) keys: Vec<usize>,
     pub(super) key_fields: Vec<Field>,
     pub(super) key_forms: Vec<Form>,
+    /// What the keys are called in snapshots.
+    pub(super) key_names: Vec<String>,
     pub(super) calls: Vec<Call>,
     /// Input columns that calls aggregate.
     pub(super) arguments: Vec<usize>,
@@ -52,6 +61,8 @@ pub(super) struct Plan {
     pub(super) filters: Vec<usize>,
     pub(super) distincts: Vec<DistinctSet>,
     pub(super) window_columns: Vec<WindowColumn>,
+    /// The column of slices in snapshots.
+    pub(super) slice_field: Field,
 }
 
 impl Plan {
@@ -72,20 +83,24 @@ impl Plan {
             keys: spec.keys.clone(),
             key_fields: Vec::new(),
             key_forms: Vec::new(),
+            key_names: Vec::new(),
             calls: Vec::new(),
             arguments: Vec::new(),
             filters: Vec::new(),
             distincts: Vec::new(),
             window_columns: spec.window_columns.clone(),
+            slice_field: slice_field(&spec.window)?,
         };
+        let mut names = Names::new();
         for (&key, out) in spec.keys.iter().zip(output.fields()) {
             let key = field(input, key)?;
+            plan.key_names.push(names.unique(key.name()));
             check_output(out, plain(key.data_type()), key.is_nullable())?;
             plan.key_forms.push(Form::of_key(key.data_type())?);
             plan.key_fields.push(key.clone().with_data_type(plain(key.data_type()).clone()));
         }
         for (aggregate, out) in spec.aggregates.iter().zip(&output.fields()[spec.keys.len()..]) {
-            plan.add_call(aggregate, input, out)?;
+            plan.add_call(aggregate, input, out, &mut names)?;
         }
         for out in &output.fields()[spec.keys.len() + spec.aggregates.len()..] {
             if !matches!(out.data_type(), DataType::Timestamp(_, _)) {
@@ -96,7 +111,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add_call(&mut self, spec: &AggregateSpec, input: &Schema, out: &Field) -> Result<()> {
+    fn add_call(&mut self, spec: &AggregateSpec, input: &Schema, out: &Field, names: &mut Names) -> Result<()> {
         let argument = spec.argument.map(|argument| field(input, argument)).transpose()?;
         let argument_type = argument.map(|argument| plain(argument.data_type()).clone());
         let (kind, result) = resolve(spec.function, argument_type.as_ref())?;
@@ -109,6 +124,8 @@ impl Plan {
                 return Err(Error::invalid(format!("filter column \"{name}\" is of type {found}, not BOOLEAN")));
             }
         }
+        let state_name = names.of_call(spec, out.name(), input);
+        let argument_name = argument.map_or("", |argument| argument.name().as_str());
         let argument = spec.argument.map(|column| position(&mut self.arguments, column));
         let filter = spec.filter.map(|column| position(&mut self.filters, column));
         // Repeated values change neither a minimum nor a maximum.
@@ -117,17 +134,22 @@ impl Plan {
             let (Some(argument), Some(value_type)) = (argument, &argument_type) else {
                 return Err(Error::invalid("DISTINCT needs an argument"));
             };
-            self.add_distinct(argument, value_type, filter)?;
+            self.add_distinct((argument, argument_name), value_type, filter)?;
         }
         let single_precision = argument_type == Some(DataType::Float32);
         let fold = Fold { function: spec.function, single_precision };
         let output_type = out.data_type().clone();
-        self.calls.push(Call { fold, kind, argument, filter, distinct, argument_type, output_type });
+        self.calls.push(Call { fold, kind, argument, filter, distinct, argument_type, output_type, state_name });
         Ok(())
     }
 
     /// Lets the call that is about to be added draw on a set of distinct values.
-    fn add_distinct(&mut self, argument: usize, value_type: &DataType, filter: Option<usize>) -> Result<()> {
+    fn add_distinct(
+        &mut self,
+        (argument, name): (usize, &str),
+        value_type: &DataType,
+        filter: Option<usize>,
+    ) -> Result<()> {
         Form::of_key(value_type)?;
         let call = self.calls.len();
         let usable = |set: &DistinctSet| {
@@ -136,8 +158,15 @@ impl Plan {
         let set = match self.distincts.iter().position(usable) {
             Some(set) => set,
             None => {
-                let value_type = value_type.clone();
-                self.distincts.push(DistinctSet { argument, value_type, filters: Vec::new(), calls: Vec::new() });
+                let mut names = Names::new();
+                self.key_names.iter().for_each(|key| drop(names.unique(key)));
+                self.distincts.push(DistinctSet {
+                    argument,
+                    value_type: value_type.clone(),
+                    filters: Vec::new(),
+                    calls: Vec::new(),
+                    state_name: names.unique(if is_given(name) { name } else { "value" }),
+                });
                 self.distincts.len() - 1
             }
         };
@@ -147,6 +176,15 @@ impl Plan {
         set.calls[bit].push(call);
         Ok(())
     }
+}
+
+/// The column of slices: an instant, and how long the slice is that starts there.
+fn slice_field(window: &WindowSpec) -> Result<Field> {
+    let span = Timeline::new(window)?.slice_size();
+    let data_type = DataType::Timestamp(TimeUnit::Millisecond, None);
+    let mut field = state_field("slice_start", Role::MapKey, names::slice_start(window), data_type, false);
+    field.metadata_mut().insert(SPAN_MS.to_owned(), span.to_string());
+    Ok(field)
 }
 
 /// The accumulator and the result type of a function, as in Flink.

@@ -1,13 +1,15 @@
 //! A window aggregate's state in snapshots: one table of groups, and one per set of distinct values.
 //!
-//! Columns of `groups`: `key_hash`, `slice_start`, `key.<name>` for every key, then for aggregate `i` (by its position)
-//! `agg<i>.count`, `agg<i>.value` (with `agg<i>.overflow` for sums of decimals), or `agg<i>.sum` and `agg<i>.count` of a
-//! mean. Columns of `distinct<i>`: `key_hash`, `slice_start`, the keys, `value`, and `seen`, a bit per filter.
+//! Columns of `groups`, by their ids: `key_hash`, `slice_start`, `key<i>` for every key, then for aggregate `i` (by its
+//! position) `agg<i>.count`, `agg<i>.value` (with `agg<i>.overflow` for sums of decimals), or `agg<i>.sum` and
+//! `agg<i>.count` of a mean. Columns of `distinct<i>`: `key_hash`, `slice_start`, the keys, `value`, and `seen`, a bit per
+//! filter. What they are called says the [`super::names`] module.
 
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit, UInt64Type};
+use arrow::datatypes::{DataType, Field, SchemaRef, UInt64Type};
+use weir_state::columns::{self, Role, state_field};
 use weir_state::file::HASH_COLUMN;
 use weir_state::frozen::{Gather, HashedRow, RowRef, bytes_column, float_column, key_column, wide_column, word_column};
 use weir_state::keys::FrozenKeys;
@@ -18,13 +20,13 @@ use weir_types::graph::AggregateFunction;
 use weir_types::{Code, Error, Result};
 
 use super::accumulator::{Accumulator, Kind, Mean, OVERFLOW};
-use super::plan::{Call, Plan};
+use super::names::SEEN;
+use super::plan::{Call, DistinctSet, Plan};
 use super::slice::{Input, Slice};
 use super::{Groups, WindowAggregate};
 use crate::operator::Frozen;
 
 const GROUPS: &str = "groups";
-const SLICE_TYPE: DataType = DataType::Timestamp(TimeUnit::Millisecond, None);
 
 type Columns = Vec<(Field, Gather)>;
 
@@ -45,7 +47,7 @@ impl WindowAggregate {
             groups = groups.with_column(field, gather);
         }
         for (index, call) in self.plan.calls.iter().enumerate() {
-            let columns = call_columns(index, call)?.into_iter().zip(freeze_call(&mut slices, index, call)?);
+            let columns = call_columns(index, call).into_iter().zip(freeze_call(&mut slices, index, call)?);
             for (field, gather) in columns {
                 groups = groups.with_column(field, gather);
             }
@@ -62,7 +64,7 @@ impl WindowAggregate {
         let RestoredOperator { watermark_ms, mut tables } = state;
         self.fired_until = watermark_ms;
         if let Some(table) = tables.remove(GROUPS) {
-            self.check_schema(GROUPS, &table.schema, &self.group_fields()?)?;
+            self.check_schema(GROUPS, &table.schema, &self.group_fields())?;
             self.restore_groups(table)?;
         }
         for set in 0..self.plan.distincts.len() {
@@ -81,26 +83,37 @@ impl WindowAggregate {
     }
 
     fn check_schema(&self, name: &str, found: &SchemaRef, expected: &[Field]) -> Result<()> {
-        let describe = |fields: &mut dyn Iterator<Item = &Field>| {
-            let fields: Vec<String> = fields.map(|field| format!("{} {}", field.name(), field.data_type())).collect();
-            fields.join(", ")
-        };
-        let found = describe(&mut found.fields().iter().map(AsRef::as_ref));
-        let expected = describe(&mut expected.iter());
-        if found == expected {
+        let found: Vec<&Field> = found.fields().iter().map(AsRef::as_ref).collect();
+        let expected: Vec<&Field> = expected.iter().collect();
+        if found.len() == expected.len() && found.iter().zip(&expected).all(|(found, expected)| fits(found, expected)) {
             return Ok(());
         }
+        let describe = |fields: &[&Field]| {
+            let fields = fields.iter().map(|field| format!("{} {}", field.name(), field.data_type()));
+            fields.collect::<Vec<_>>().join(", ")
+        };
+        let (found, expected) = (describe(&found), describe(&expected));
         Err(Error::new(Code::FailedPrecondition, format!("state table \"{name}\" does not fit the query"))
             .with_detail(format!("the snapshot has ({found}), the query needs ({expected})"))
             .with_hint("Restore with the query that took the snapshot, or start without state."))
     }
 
-    fn group_fields(&self) -> Result<Vec<Field>> {
+    /// The schemas of its tables.
+    #[cfg(test)]
+    pub(super) fn state_schemas(&self) -> Vec<(String, arrow::datatypes::Schema)> {
+        let schema = arrow::datatypes::Schema::new;
+        let groups = (GROUPS.to_owned(), schema(self.group_fields()));
+        let sets = 0..self.plan.distincts.len();
+        let distincts = sets.map(|set| (format!("distinct{set}"), schema(distinct_fields(&self.plan, set))));
+        std::iter::once(groups).chain(distincts).collect()
+    }
+
+    fn group_fields(&self) -> Vec<Field> {
         let mut fields = leading_fields(&self.plan);
         for (index, call) in self.plan.calls.iter().enumerate() {
-            fields.extend(call_columns(index, call)?);
+            fields.extend(call_columns(index, call));
         }
-        Ok(fields)
+        fields
     }
 
     fn restore_groups(&mut self, table: RestoredTable) -> Result<()> {
@@ -184,16 +197,24 @@ impl WindowAggregate {
     }
 }
 
+/// Whether a column of a snapshot is the expected one, whatever it is called. Snapshots without column ids name key
+/// columns `key.<name>`, and the others by their ids.
+fn fits(found: &Field, expected: &Field) -> bool {
+    let key = columns::role(expected) == Some(Role::Key) && found.name().starts_with("key.");
+    found.data_type() == expected.data_type()
+        && (columns::id(found) == columns::id(expected) || (key && columns::role(found).is_none()))
+}
+
 /// Fields of the columns that every table begins with.
 fn leading_fields(plan: &Plan) -> Vec<Field> {
-    let mut fields =
-        vec![Field::new(HASH_COLUMN, DataType::UInt64, false), Field::new("slice_start", SLICE_TYPE, false)];
-    fields.extend(plan.key_fields.iter().map(state_key_field));
+    let mut fields = vec![Field::new(HASH_COLUMN, DataType::UInt64, false), plan.slice_field.clone()];
+    fields.extend((0..plan.keys.len()).map(|index| key_field(plan, index)));
     fields
 }
 
-fn state_key_field(key: &Field) -> Field {
-    Field::new(format!("key.{}", key.name()), key.data_type().clone(), true)
+fn key_field(plan: &Plan, index: usize) -> Field {
+    let data_type = plan.key_fields[index].data_type().clone();
+    state_field(&format!("key{index}"), Role::Key, &plan.key_names[index], data_type, true)
 }
 
 /// The columns after the key hash that every table begins with; `locate` finds the group that a row belongs to.
@@ -204,11 +225,11 @@ fn leading_columns(
     locate: impl Fn(RowRef) -> RowRef + Clone + Send + 'static,
 ) -> Result<Columns> {
     let starts = Arc::clone(starts);
-    let start = word_column(SLICE_TYPE, move |row| Some(starts[row.segment as usize]));
-    let mut columns = vec![(Field::new("slice_start", SLICE_TYPE, false), start)];
+    let start = word_column(plan.slice_field.data_type().clone(), move |row| Some(starts[row.segment as usize]));
+    let mut columns = vec![(plan.slice_field.clone(), start)];
     for (index, key) in plan.key_fields.iter().enumerate() {
         let gather = key_column(key.data_type(), Arc::clone(keys), index, locate.clone())?;
-        columns.push((state_key_field(key), gather));
+        columns.push((key_field(plan, index), gather));
     }
     Ok(columns)
 }
@@ -222,7 +243,7 @@ fn state_width(call: &Call) -> usize {
     }
 }
 
-fn call_columns(index: usize, call: &Call) -> Result<Vec<Field>> {
+fn call_columns(index: usize, call: &Call) -> Vec<Field> {
     let sum = call.fold.function == AggregateFunction::Sum;
     let argument = call.argument_type.clone().unwrap_or(DataType::Null);
     let summed = match (&argument, call.kind) {
@@ -230,19 +251,24 @@ fn call_columns(index: usize, call: &Call) -> Result<Vec<Field>> {
         (_, Kind::Value(Form::Float) | Kind::Mean(Form::Float)) => DataType::Float64,
         _ => DataType::Int64,
     };
-    let field =
-        |name: &str, data_type: DataType, nullable| Field::new(format!("agg{index}.{name}"), data_type, nullable);
-    Ok(match call.kind {
-        Kind::Count => vec![field("count", DataType::Int64, false)],
+    let name = &call.state_name;
+    let field = |part: &str, suffix: &str, data_type: DataType, nullable| {
+        let id = format!("agg{index}.{part}");
+        state_field(&id, Role::Value, &format!("{name}{suffix}"), data_type, nullable)
+    };
+    match call.kind {
+        Kind::Count => vec![field("count", "", DataType::Int64, false)],
         Kind::Value(Form::Wide) if sum => {
-            vec![field("value", summed, true), field("overflow", DataType::Boolean, false)]
+            vec![field("value", "", summed, true), field("overflow", "_overflow", DataType::Boolean, false)]
         }
-        Kind::Value(Form::Float) => vec![field("value", DataType::Float64, true)],
-        Kind::Value(Form::Bytes) => vec![field("value", DataType::Utf8, true)],
-        Kind::Value(_) if sum => vec![field("value", summed, true)],
-        Kind::Value(_) => vec![field("value", argument, true)],
-        Kind::Mean(_) => vec![field("sum", summed, true), field("count", DataType::Int64, false)],
-    })
+        Kind::Value(Form::Float) => vec![field("value", "", DataType::Float64, true)],
+        Kind::Value(Form::Bytes) => vec![field("value", "", DataType::Utf8, true)],
+        Kind::Value(_) if sum => vec![field("value", "", summed, true)],
+        Kind::Value(_) => vec![field("value", "", argument, true)],
+        Kind::Mean(_) => {
+            vec![field("sum", "_sum", summed, true), field("count", "_count", DataType::Int64, false)]
+        }
+    }
 }
 
 /// Shares the pages of one accumulator of every slice.
@@ -267,7 +293,7 @@ macro_rules! pages_of {
 
 /// The columns of one call's accumulators, as [`call_columns`] names them.
 fn freeze_call(slices: &mut [&mut Slice], index: usize, call: &Call) -> Result<Vec<Gather>> {
-    let fields = call_columns(index, call)?;
+    let fields = call_columns(index, call);
     let data_type = fields[0].data_type().clone();
     let count = DataType::Int64;
     Ok(match call.kind {
@@ -321,8 +347,9 @@ fn at<T>(segments: &[FrozenPages<T>], row: RowRef) -> &T {
 
 fn distinct_fields(plan: &Plan, set: usize) -> Vec<Field> {
     let mut fields = leading_fields(plan);
-    fields.push(Field::new("value", plan.distincts[set].value_type.clone(), false));
-    fields.push(Field::new("seen", DataType::UInt64, false));
+    let DistinctSet { value_type, state_name, .. } = &plan.distincts[set];
+    fields.push(state_field("value", Role::MapKey, state_name, value_type.clone(), false));
+    fields.push(state_field("seen", Role::Value, SEEN, DataType::UInt64, false));
     fields
 }
 

@@ -8,7 +8,17 @@ fn subtask() -> SubtaskId {
 
 fn acknowledgement() -> SubtaskSnapshot {
     let block = StateBlock { offset: 8, bytes: 9, rows: 10, hashes: KeyRange::new(1, u64::MAX).unwrap(), crc32c: 11 };
-    let file = StateFile { path: "a/b".into(), table: "t".into(), bytes: 20, rows: 10, crc32c: 7, blocks: vec![block] };
+    let file = StateFile {
+        path: "a/b".into(),
+        table: "t".into(),
+        bytes: 20,
+        rows: 10,
+        crc32c: 7,
+        deletes: true,
+        segments: Some(Segments { first: -5, last: 6 }),
+        live_from: Some(-4),
+        blocks: vec![block],
+    };
     let split = SplitPosition { split: "p-0".into(), offset: 5, watermark_ms: i64::MIN, finished: true, end: Some(9) };
     let operator = OperatorSnapshot {
         uid: "u".into(),
@@ -71,6 +81,7 @@ fn barriers_and_outcomes_survive_the_wire() {
         triggered_at_ms: 17,
         stop: StopMode::Drain,
         directory: "d".into(),
+        base: Some(SnapshotId::new("chk-1").unwrap()),
     };
     let trigger = TriggerBarrier { term: Term(1), job: JobId::new("j").unwrap(), attempt: Attempt(1), barrier };
     assert_eq!(TriggerBarrier::try_from(pb::TriggerBarrier::from(&trigger)).unwrap(), trigger);

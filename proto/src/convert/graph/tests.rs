@@ -83,6 +83,7 @@ fn graph() -> JobGraph {
         options: JobOptions {
             checkpoint_interval_ms: None,
             checkpoint_failures_tolerated: Some(0),
+            checkpoints_incremental: false,
             restart_attempts_max: Some(3),
             other: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             ..JobOptions::default()

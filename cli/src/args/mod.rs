@@ -1,9 +1,18 @@
 //! The command line, in Flink's manner where Flink has the command.
 
+pub(crate) mod inside;
+pub(crate) mod policy;
+pub(crate) mod quota;
+pub(crate) mod snapshots;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+
+use policy::PolicyCommand;
+use quota::QuotaCommand;
+use snapshots::{AnnotationArgs, SnapshotsCommand};
 
 /// A small distributed stream engine whose snapshots are governed.
 #[derive(Debug, Parser)]
@@ -72,6 +81,11 @@ pub(crate) enum Command {
         /// Dispose of the savepoint with this id or path
         #[arg(short = 'd', long, value_name = "PATH", conflicts_with_all = ["job", "directory"])]
         dispose: Option<String>,
+        /// With -d: even if it is pinned, or the last good one of its job
+        #[arg(long, requires = "dispose")]
+        force: bool,
+        #[command(flatten)]
+        annotations: AnnotationArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -100,9 +114,15 @@ pub(crate) enum Command {
         /// The job: id, unique prefix of an id, or name
         job: String,
     },
-    /// Look at checkpoints and savepoints
+    /// Look at checkpoints and savepoints, annotate them, delete them
     #[command(subcommand)]
     Snapshots(SnapshotsCommand),
+    /// Retention policies: which savepoints are kept, and when they are taken by themselves
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Look at quotas on snapshots, and set them
+    #[command(subcommand)]
+    Quota(QuotaCommand),
     /// Streams of the stream store
     #[command(subcommand)]
     Stream(StreamCommand),
@@ -157,6 +177,9 @@ pub(crate) struct RunArgs {
     /// Drop state of the snapshot that no operator of the script takes
     #[arg(short = 'n', long)]
     pub allow_non_restored_state: bool,
+    /// Only show what the restore would do; fails as the restore itself would
+    #[arg(long = "plan", requires = "from_savepoint", conflicts_with = "detached")]
+    pub only_plan: bool,
     #[command(flatten)]
     pub plan: PlanArgs,
 }
@@ -179,9 +202,12 @@ pub(crate) struct PlanArgs {
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct WaitArgs {
-    /// Give up on the snapshot after this long, for example `90s`
+    /// Give up on the snapshot after this long, its time in queues included, for example `90s`
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<weir_service::units::TimeSpan>,
+    /// Name of this request: given again, it finds what the first one has started, and starts nothing
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
     /// Who owns the savepoint
     #[arg(long, env = "WEIR_OWNER", default_value = "")]
     pub owner: String,
@@ -193,27 +219,6 @@ pub(crate) enum JobCommand {
     Show {
         /// The job: id, unique prefix of an id, or name
         job: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum SnapshotsCommand {
-    /// List checkpoints and savepoints
-    List {
-        /// Of this job only: id, unique prefix of an id, or name
-        #[arg(long)]
-        job: Option<String>,
-        /// Savepoints only
-        #[arg(long, conflicts_with = "checkpoints")]
-        savepoints: bool,
-        /// Checkpoints only
-        #[arg(long)]
-        checkpoints: bool,
-    },
-    /// Show one with its timings and source positions
-    Show {
-        /// Id or directory
-        snapshot: String,
     },
 }
 

@@ -1,0 +1,62 @@
+//! `weir snapshots delete` and `weir savepoint -d`: deleting snapshots.
+
+use serde_json::{Value, json};
+use weir_proto::from_status;
+use weir_proto::pb::client::v1 as pb;
+use weir_service::report;
+use weir_types::Result;
+
+use super::{local_path, view};
+use crate::args::Global;
+use crate::args::snapshots::DeleteArgs;
+use crate::connect::JobManager;
+use crate::{connect, output};
+
+/// `weir savepoint -d`.
+pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owner: String) -> Result<()> {
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let reply = delete_one(&mut jobmanager, snapshot, force, owner).await?;
+    if global.json {
+        return output::print_json(&reply_json(&reply));
+    }
+    let id = reply.snapshot.map(|snapshot| snapshot.id).unwrap_or_default();
+    output::print(&format!("savepoint {id} disposed, {} freed\n", output::bytes(reply.bytes_freed)))
+}
+
+/// `weir snapshots delete ID…`: each on its own; the first refusal is the command's, the others are printed.
+pub(super) async fn delete(global: &Global, args: DeleteArgs) -> Result<()> {
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let (mut deleted, mut refusal) = (Vec::new(), None);
+    for snapshot in args.snapshots {
+        match delete_one(&mut jobmanager, snapshot, args.force, args.owner.clone()).await {
+            Ok(reply) if global.json => deleted.push(reply_json(&reply)),
+            Ok(reply) => {
+                let snapshot = reply.snapshot.unwrap_or_default();
+                let freed = output::bytes(reply.bytes_freed);
+                output::print(&format!("{} {} deleted, {freed} freed\n", view::kind(&snapshot), snapshot.id))?;
+            }
+            Err(error) if refusal.is_none() => refusal = Some(error),
+            Err(error) => eprint!("{}", report::render(&error)),
+        }
+    }
+    if global.json {
+        output::print_json(&json!(deleted))?;
+    }
+    refusal.map_or(Ok(()), Err)
+}
+
+async fn delete_one(
+    jobmanager: &mut JobManager,
+    snapshot: String,
+    force: bool,
+    owner: String,
+) -> Result<pb::DeleteSnapshotReply> {
+    let snapshot = local_path(snapshot)?;
+    let request = pb::DeleteSnapshotRequest { request_id: connect::request_id(), snapshot, force, owner };
+    Ok(jobmanager.delete_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner())
+}
+
+fn reply_json(reply: &pb::DeleteSnapshotReply) -> Value {
+    let snapshot = reply.snapshot.as_ref().map(view::snapshot_json);
+    json!({"snapshot": snapshot, "bytes_freed": reply.bytes_freed})
+}

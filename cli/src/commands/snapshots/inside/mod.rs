@@ -1,0 +1,133 @@
+//! `weir snapshots inspect`, `query`, `diff`, `export`, `verify`: what is in a snapshot's files. A snapshot that is given
+//! by its directory is read without any cluster.
+
+mod query;
+mod report;
+mod rows;
+
+use std::path::Path;
+
+use serde_json::json;
+use weir_inspect::export::{self, Format};
+use weir_inspect::summary::{self, Depth};
+use weir_inspect::{Report, Snapshot, names};
+use weir_proto::from_status;
+use weir_proto::pb::client::v1 as pb;
+use weir_types::{Code, Error, Result};
+
+use super::local_path;
+use crate::args::Global;
+use crate::args::inside::{ExportArgs, ExportFormat, InspectArgs};
+use crate::{connect, output};
+
+pub(super) use query::query;
+
+/// Where a snapshot lies: as given, or where the JobManager says that the one with this id is.
+async fn directory(global: &Global, snapshot: String) -> Result<String> {
+    let place = local_path(snapshot)?;
+    if place.contains('/') {
+        return Ok(place);
+    }
+    let mut jobmanager = connect::jobmanager(global).await.map_err(|error| {
+        error.with_hint(
+            "Snapshots named by id are looked up at a JobManager: name one with --jobmanager HOST:PORT, or give the \
+             snapshot's directory.",
+        )
+    })?;
+    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: place };
+    let found = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    Ok(found.directory)
+}
+
+async fn open(global: &Global, snapshot: String) -> Result<Snapshot> {
+    Snapshot::open(&directory(global, snapshot).await?)
+}
+
+/// `weir snapshots inspect`.
+pub(super) async fn inspect(global: &Global, args: InspectArgs) -> Result<()> {
+    let snapshot = open(global, args.snapshot).await?;
+    let summary = summary::summarise(&snapshot, Depth { ranges: args.ranges, heaviest: args.heaviest })?;
+    if global.json {
+        return output::print_json(&json!(summary));
+    }
+    output::print(&report::summary(&summary))
+}
+
+/// `weir snapshots diff`.
+pub(super) async fn diff(global: &Global, from: String, to: String) -> Result<()> {
+    let (from, to) = (open(global, from).await?, open(global, to).await?);
+    let diff = weir_inspect::diff::diff(&from, &to)?;
+    if global.json {
+        return output::print_json(&json!(diff));
+    }
+    output::print(&report::diff(&diff))
+}
+
+/// `weir snapshots export`.
+pub(super) async fn export(global: &Global, args: ExportArgs) -> Result<()> {
+    let ExportArgs { snapshot, tables, format, output } = args;
+    let snapshot = open(global, snapshot).await?;
+    let format = match format {
+        ExportFormat::Csv => Format::Csv,
+        ExportFormat::Jsonl => Format::Jsonl,
+        ExportFormat::Parquet => Format::Parquet,
+    };
+    let tables = match tables.as_slice() {
+        [] => snapshot.tables().to_vec(),
+        named => named.iter().map(|name| names::state_table(&snapshot, name)).collect::<Result<_>>()?,
+    };
+    if output == Path::new("-") {
+        let [table] = tables.as_slice() else { return Err(one_table(tables.len())) };
+        return export::write_table(table, format, rows::Stdout).map(|_written| ());
+    }
+    let mut written = Vec::new();
+    if output.is_dir() {
+        for table in &tables {
+            let path = output.join(export::file_name(table, format));
+            written.push((names::quoted(table), path.clone(), export::write_file(table, format, &path)?));
+        }
+    } else {
+        let [table] = tables.as_slice() else { return Err(one_table(tables.len())) };
+        written.push((names::quoted(table), output.clone(), export::write_file(table, format, &output)?));
+    }
+    if global.json {
+        let files = written.iter().map(|(table, path, (rows, bytes))| {
+            json!({"table": table, "file": path.display().to_string(), "rows": rows, "bytes": bytes})
+        });
+        return output::print_json(&files.collect());
+    }
+    let rows = written.iter().map(|(table, path, (rows, bytes))| {
+        vec![table.clone(), output::count(*rows), output::bytes(*bytes), path.display().to_string()]
+    });
+    output::print(&output::table(&["table", "rows", "size", "file"], &[1, 2], rows))
+}
+
+fn one_table(found: usize) -> Error {
+    Error::invalid(format!("{found} tables do not go into one file"))
+        .with_hint("Choose one with --table, or give a directory that exists as --output.")
+}
+
+/// `weir snapshots verify`.
+pub(super) async fn verify(global: &Global, snapshot: String) -> Result<()> {
+    let directory = directory(global, snapshot).await?;
+    let mut progress = output::Progress::new();
+    let show = &mut |bytes| progress.show(&format!("{} read", output::bytes(bytes)));
+    let report = weir_inspect::snapshot::verify_directory(&directory, show)?;
+    progress.clear();
+    if global.json {
+        output::print_json(&report::verification_json(&directory, &report))?;
+    } else {
+        output::print(&report::verification(&report))?;
+    }
+    damaged(&report)
+}
+
+/// Damage is an error, after the report.
+fn damaged(report: &Report) -> Result<()> {
+    let Some(first) = report.first_damage() else { return Ok(()) };
+    let found = report.findings();
+    let findings = if found == 1 { "1 finding".to_owned() } else { format!("{found} findings") };
+    Err(Error::new(Code::Corrupt, format!("snapshot {} is damaged: {findings}", report.manifest.snapshot))
+        .with_detail(first.to_string())
+        .with_hint("Restore from another snapshot, or fetch an undamaged copy of this one."))
+}

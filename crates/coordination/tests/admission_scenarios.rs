@@ -1,0 +1,330 @@
+//! Replays `testdata/admission/*.txt`: commands for the replicated state in, printed answers out. A step is a line that
+//! begins with `>`, the time in ms, the command and its arguments, followed by what is answered. `usage`, `queue`, `exceed`
+//! and `snapshot` only look. `UPDATE_SCENARIOS=1` rewrites the expectations from what the state does.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
+
+use std::fmt::Write;
+use std::path::Path;
+
+use weir_coordination::checkpoint::{Contents, Trigger};
+use weir_coordination::metadata::{
+    Applied, Command, Completion, Deleter, NewJob, Reserve, RestoreRecord, StartAttempt, State,
+};
+use weir_types::error::Facts;
+use weir_types::graph::{JobGraph, JobOptions};
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
+use weir_types::job::JobChange;
+use weir_types::quota::{QuotaDefaults, QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
+use weir_types::snapshot::{Annotations, SharedFile, SnapshotKind};
+use weir_types::time::Millis;
+use weir_types::{Code, Error};
+
+fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+fn number(words: &[&str], key: &str) -> Option<u64> {
+    value(words, key).map(|text| if text == "unlimited" { QuotaLimits::UNLIMITED } else { text.parse().unwrap() })
+}
+
+/// The limits among the words whose keys begin with `prefix`.
+fn limits(words: &[&str], prefix: &str) -> QuotaLimits {
+    let of = |dimension: QuotaDimension| number(words, &format!("{prefix}{}", dimension.as_str()));
+    QuotaLimits {
+        savepoints: of(QuotaDimension::Savepoints),
+        retained_checkpoints: of(QuotaDimension::RetainedCheckpoints),
+        bytes: of(QuotaDimension::Bytes),
+        in_flight: of(QuotaDimension::InFlight),
+        minimum_interval_ms: of(QuotaDimension::MinimumInterval),
+        age_ms: of(QuotaDimension::Age),
+    }
+}
+
+fn job(name: &str) -> JobId {
+    JobId::new(name).unwrap()
+}
+
+fn snapshot(word: &str) -> SnapshotId {
+    SnapshotId::new(word).unwrap()
+}
+
+/// `KIND-JOB-NUMBER`.
+fn parts(id: &str) -> (SnapshotKind, &str, u64) {
+    let (kind, rest) = id.split_once('-').unwrap();
+    let (job, number) = rest.rsplit_once('-').unwrap();
+    let kind = if kind == "sp" { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint };
+    (kind, job, number.parse().unwrap())
+}
+
+fn nonce(words: &[&str]) -> Nonce {
+    Nonce(value(words, "nonce").unwrap_or(words[0]).to_owned())
+}
+
+fn create(words: &[&str]) -> Command {
+    let restore = value(words, "from").map(|from| RestoreRecord {
+        directory: format!("/d/{from}"),
+        snapshot: Some(snapshot(from)),
+        allow_non_restored_state: false,
+    });
+    let retained = number(words, "retained").unwrap_or(1) as u32;
+    Command::CreateJob(Box::new(NewJob {
+        request: None,
+        id: job(words[0]),
+        name: value(words, "name").unwrap_or(words[0]).to_owned(),
+        sql: String::new(),
+        owner: value(words, "owner").unwrap_or_default().to_owned(),
+        namespace: value(words, "namespace").unwrap_or_default().to_owned(),
+        graph: JobGraph {
+            name: words[0].to_owned(),
+            options: JobOptions { checkpoints_retained: retained, ..JobOptions::default() },
+            operators: vec![],
+            edges: vec![],
+            expression_version: String::new(),
+        },
+        plan: String::new(),
+        sources: vec![],
+        restore,
+    }))
+}
+
+fn reserve(words: &[&str]) -> Command {
+    let (kind, of, barrier) = parts(words[0]);
+    Command::Reserve(Box::new(Reserve {
+        request: value(words, "request").map(|id| RequestId::new(id).unwrap()),
+        snapshot: snapshot(words[0]),
+        job: job(of),
+        kind,
+        trigger: if words.contains(&"periodic") { Trigger::Periodic } else { Trigger::User },
+        barrier: BarrierId(barrier),
+        attempt: Attempt(number(words, "attempt").unwrap_or(1) as u32),
+        nonce: nonce(words),
+        directory: format!("/d/{}", words[0]),
+        deadline: Millis(u64::MAX),
+        owner: value(words, "owner").unwrap_or_default().to_owned(),
+        annotations: Annotations { pinned: words.contains(&"pinned"), ..Annotations::default() },
+        plan_hash: String::new(),
+        subtasks: 1,
+        evict: false,
+        estimate_bytes: number(words, "estimate").unwrap_or(0),
+    }))
+}
+
+/// `shared=chk-a-2+f:30,chk-a-1+f:30`: the name says which checkpoint wrote it.
+fn shared(words: &[&str]) -> Vec<SharedFile> {
+    let files = value(words, "shared").into_iter().flat_map(|files| files.split(','));
+    files
+        .map(|file| {
+            let (name, bytes) = file.split_once(':').unwrap();
+            SharedFile { name: name.to_owned(), bytes: bytes.parse().unwrap() }
+        })
+        .collect()
+}
+
+fn complete(words: &[&str]) -> Command {
+    let contents = Contents {
+        bytes: number(words, "bytes").unwrap_or(0),
+        manifest_bytes: number(words, "manifest").unwrap_or(0),
+        shared: shared(words),
+        ..Contents::default()
+    };
+    Command::Complete(Box::new(Completion { snapshot: snapshot(words[0]), nonce: nonce(words), contents }))
+}
+
+fn commands(name: &str, words: &[&str]) -> Vec<Command> {
+    let change = |change| Command::ChangeJob { job: job(words[0]), change, failure: None };
+    vec![match name {
+        "defaults" => Command::Found {
+            cluster: ClusterId::new("c").unwrap(),
+            defaults: Box::new(QuotaDefaults {
+                cluster: limits(words, "cluster."),
+                namespace: limits(words, "namespace."),
+                owner: limits(words, "owner."),
+                job: limits(words, "job."),
+            }),
+        },
+        "quota" => Command::SetQuota {
+            request: None,
+            level: words[0].parse().unwrap(),
+            limits: (words.get(1) != Some(&"none")).then(|| limits(words, "")),
+        },
+        "job" => {
+            let start = StartAttempt { job: job(words[0]), attempt: Attempt(1), placements: vec![], splits: vec![] };
+            return vec![create(words), Command::StartAttempt(start), change(JobChange::Run)];
+        }
+        "finish" => change(JobChange::Finish),
+        "fail" => change(JobChange::Fail),
+        "restart" => {
+            let start = StartAttempt { job: job(words[0]), attempt: Attempt(2), placements: vec![], splits: vec![] };
+            return vec![change(JobChange::Restart), Command::StartAttempt(start), change(JobChange::Run)];
+        }
+        "reserve" => reserve(words),
+        "grant" => {
+            Command::Grant { snapshot: snapshot(words[0]), nonce: nonce(words), bytes: number(words, "bytes").unwrap() }
+        }
+        "complete" => complete(words),
+        "abort" => Command::Abort {
+            snapshot: snapshot(words[0]),
+            nonce: nonce(words),
+            failure: Error::new(Code::parse(words.get(1).unwrap_or(&"TIMEOUT")).unwrap(), "scripted"),
+        },
+        "swept" => Command::Swept { snapshot: snapshot(words[0]) },
+        "delete" => Command::MarkDeleted {
+            snapshot: snapshot(words[0]),
+            request: None,
+            force: true,
+            by: Deleter::User(String::new()),
+        },
+        "deleted" => Command::Deleted { snapshot: snapshot(words[0]) },
+        "released" => {
+            Command::Released { job: job(words[0]), names: words[1..].iter().map(|name| (*name).to_owned()).collect() }
+        }
+        other => panic!("unknown command {other}"),
+    }]
+}
+
+fn ids(what: &str, ids: &[impl ToString]) -> Option<String> {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    (!ids.is_empty()).then(|| format!("{what} {}", ids.join(" ")))
+}
+
+fn exceeded(facts: &QuotaExceeded) -> String {
+    let QuotaExceeded { level, dimension, limit, used, requested } = facts;
+    format!("{level} {} limit={limit} used={used} requested={requested}", dimension.as_str())
+}
+
+fn show_error(error: &Error) -> String {
+    let mut text = match error.facts.as_deref() {
+        Some(Facts::QuotaExceeded(facts)) => format!("refused {} {}", error.code, exceeded(facts)),
+        _ => format!("refused {error}"),
+    };
+    if let Some(hint) = &error.hint {
+        write!(text, "\n  hint: {hint}").unwrap();
+    }
+    text
+}
+
+fn show(state: &State, applied: &Applied) -> String {
+    let Applied { job: _, snapshot: _, retired, queued, admitted, unreferenced } = applied;
+    let turned: Vec<String> = admitted.iter().map(|id| format!("{id}:{}", state.snapshots[id].state)).collect();
+    let parts = [
+        queued.then(|| "queued".to_owned()),
+        ids("retired", retired),
+        ids("admitted", &turned),
+        ids("unreferenced", unreferenced),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "ok".to_owned() } else { parts.join("; ") }
+}
+
+fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String> {
+    Some(match name {
+        "usage" => {
+            let usage = state.usage(&words[0].parse().unwrap());
+            let age = usage.used(QuotaDimension::Age, now).map_or_else(|| "-".to_owned(), |age| age.to_string());
+            format!(
+                "savepoints={} retained={} bytes={} shared={} reserve={} in_flight={} queued={} oldest={age}",
+                usage.savepoints,
+                usage.retained_checkpoints,
+                usage.bytes,
+                usage.shared_bytes,
+                usage.checkpoint_reserve,
+                usage.in_flight,
+                usage.queued,
+            )
+        }
+        "levels" => state.quota_levels().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        "consumers" => {
+            let of = state.consumers(&words[0].parse().unwrap(), 3);
+            of.iter().map(|entry| format!("{}:{}", entry.id, entry.charged_bytes)).collect::<Vec<_>>().join(" ")
+        }
+        "queue" => ids("queue", &state.queue().iter().map(|entry| &entry.id).collect::<Vec<_>>())
+            .unwrap_or_else(|| "queue is empty".to_owned()),
+        "waits" => {
+            let place = state.queue_position(&snapshot(words[0])).unwrap();
+            format!("place {place}, {}", exceeded(&state.waits_for(&snapshot(words[0])).unwrap()))
+        }
+        "exceed" => {
+            let level: QuotaLevel = words[0].parse().unwrap();
+            let limits = (words.get(1) != Some(&"none")).then(|| limits(words, ""));
+            let over = state.would_exceed(now, &level, limits);
+            if over.is_empty() {
+                return Some("nothing exceeded".to_owned());
+            }
+            over.iter().map(exceeded).collect::<Vec<_>>().join("\n")
+        }
+        "snapshot" => match state.snapshots.get(&snapshot(words[0])) {
+            None => "none".to_owned(),
+            Some(entry) => format!(
+                "{} charged={} full={} written={} exclusive={} failures={}",
+                entry.state,
+                entry.charged_bytes,
+                entry.bytes,
+                entry.written_bytes,
+                state.exclusive_bytes(entry),
+                entry.failures,
+            ),
+        },
+        "unreferenced" => {
+            ids("unreferenced", &state.shared.unreferenced(&job(words[0]))).unwrap_or_else(|| "none".to_owned())
+        }
+        "unswept" => ids("unswept", &state.unswept().map(|entry| &entry.id).collect::<Vec<_>>())
+            .unwrap_or_else(|| "none".to_owned()),
+        "estimate" => {
+            let estimate = |kind| state.estimate(&job(words[0]), kind);
+            let (checkpoint, savepoint) = (estimate(SnapshotKind::Checkpoint), estimate(SnapshotKind::Savepoint));
+            format!("checkpoint={checkpoint} savepoint={savepoint}")
+        }
+        _ => return None,
+    })
+}
+
+fn replay(text: &str) -> String {
+    let mut out = String::new();
+    let mut state = State::default();
+    for line in text.lines() {
+        let Some(step) = line.strip_prefix("> ") else {
+            if line.is_empty() || line.starts_with('#') {
+                writeln!(out, "{line}").unwrap();
+            }
+            continue;
+        };
+        writeln!(out, "{line}").unwrap();
+        let words: Vec<&str> = step.split_whitespace().collect();
+        let now = Millis(words[0].parse().unwrap());
+        let (name, words) = (words[1], &words[2..]);
+        if let Some(seen) = look(&state, now, name, words) {
+            writeln!(out, "{seen}").unwrap();
+            continue;
+        }
+        let mut answer = String::new();
+        for command in commands(name, words) {
+            match state.apply(now, command) {
+                Ok(applied) => answer = show(&state, &applied),
+                Err(error) => {
+                    answer = show_error(&error);
+                    break;
+                }
+            }
+        }
+        writeln!(out, "{answer}").unwrap();
+    }
+    out
+}
+
+#[test]
+fn scenarios_of_admission_replay() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/admission");
+    let mut files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 10, "the scenarios are gone");
+    for file in files {
+        let expected = std::fs::read_to_string(&file).unwrap();
+        let actual = replay(&expected);
+        if std::env::var_os("UPDATE_SCENARIOS").is_some() {
+            std::fs::write(&file, actual).unwrap();
+        } else {
+            assert_eq!(actual, expected, "{}", file.display());
+        }
+    }
+}

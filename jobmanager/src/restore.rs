@@ -1,0 +1,67 @@
+//! Restores: what `-s` names is read, and planned by `weir_coordination::restore` before anything starts.
+
+use std::collections::BTreeMap;
+
+use weir_coordination::metadata::{RestoreRecord, SourceRecord};
+use weir_coordination::restore::{Held, Planned, Terms, Wanted, plan};
+use weir_functions::types;
+use weir_state::manifest::read_manifest;
+use weir_state::open_store;
+use weir_state::schema::{held_tables, kept_tables};
+use weir_stream_store::client::StoreClient;
+use weir_types::Result;
+use weir_types::graph::JobGraph;
+use weir_types::ids::OperatorUid;
+
+use crate::{sources, storage};
+
+/// A restore as the leader knows it, before the snapshot was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Restoring {
+    /// What is restored, and how.
+    pub(crate) record: RestoreRecord,
+    /// What the catalogue and the cluster say about it.
+    pub(crate) terms: Terms,
+    /// What the snapshot's own job was restored from.
+    pub(crate) restored_from: Option<String>,
+    /// What that job's operators were called.
+    pub(crate) names: BTreeMap<OperatorUid, String>,
+}
+
+/// Reads the snapshot and plans its restore into a job whose sources would begin at `sources`.
+///
+/// # Errors
+/// If the snapshot or the store cannot be read. What speaks against the restore is in the plan.
+pub(crate) async fn planned(
+    store: &StoreClient,
+    restoring: &Restoring,
+    graph: &JobGraph,
+    sources: Vec<SourceRecord>,
+) -> Result<Planned> {
+    let directory = restoring.record.directory.clone();
+    let (manifest, tables) = storage::blocking(move || {
+        let files = open_store(&directory)?;
+        let manifest = read_manifest(files.as_ref())?;
+        let tables = held_tables(files.as_ref(), &manifest.operators, &types::name)?;
+        Ok((manifest, tables))
+    })
+    .await?;
+    let extents = sources::extents(store, &sources).await?;
+    let held = Held {
+        entry: restoring.record.snapshot.clone(),
+        directory: restoring.record.directory.clone(),
+        snapshot: manifest.snapshot,
+        kind: manifest.kind,
+        cluster: manifest.cluster,
+        job: manifest.job,
+        job_name: manifest.job_name,
+        taken_at: manifest.created_at,
+        parallelism: manifest.parallelism,
+        restored_from: restoring.restored_from.clone(),
+        operators: manifest.operators,
+        tables,
+        names: restoring.names.clone(),
+    };
+    let wanted = Wanted { graph, tables: kept_tables(graph, &types::name), sources, extents };
+    Ok(plan(&held, wanted, restoring.terms.clone()))
+}
