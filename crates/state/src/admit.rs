@@ -1,7 +1,8 @@
 //! What a state file must be like before Arrow's reader may see it: that reader trusts lengths, and panics on what no writer
 //! of its own writes. Checksums do not help where whoever wrote the file wrote the manifest too.
 //!
-//! Promise: what passes here is read without a panic, and takes no more memory than its size allows.
+//! Promise: what passes here takes no more memory than its size allows, and is read without a panic unless a compressed
+//! buffer lies about how long it becomes, which only its making tells: [`crate::file`] catches that one.
 
 use std::io::Read;
 
@@ -126,18 +127,34 @@ fn check_columns(schema: &Schema, batch: &RecordBatch<'_>, body: &Body<'_>, rows
             }
             _ => 2,
         };
+        let unit = unit_bytes(field.data_type());
         for index in 0..own {
             let buffer = buffers.next().ok_or_else(few)?;
             let place = (u64::try_from(buffer.offset()), u64::try_from(buffer.length()));
             let (Ok(offset), Ok(length)) = place else { return Err("a buffer lies outside of it".to_owned()) };
             let validity = if index == 0 && nulls > 0 { rows.div_ceil(8) } else { 0 };
-            total = total.saturating_add(body.check_buffer(offset, length, validity)?);
+            let becomes = body.check_buffer(offset, length, validity)?;
+            if index == 1 && !becomes.is_multiple_of(unit) {
+                return Err(format!("a buffer of column {:?} ends within a value", field.name()));
+            }
+            total = total.saturating_add(becomes);
         }
     }
     if nodes.next().is_some() || buffers.next().is_some() || more.next().is_some() {
         return Err("it has more columns than its schema".to_owned());
     }
     if total > COLUMNS_BYTES_MAX { Err(format!("it claims to become {total} bytes")) } else { Ok(()) }
+}
+
+/// Of how many bytes the second buffer of a column of a plain type is a multiple: its values, views, or offsets. The reader
+/// takes it for a slice of such units.
+fn unit_bytes(column: &DataType) -> u64 {
+    match column {
+        DataType::Utf8 | DataType::Binary => 4,
+        DataType::LargeUtf8 | DataType::LargeBinary => 8,
+        DataType::Utf8View | DataType::BinaryView => 16,
+        other => other.primitive_width().map_or(1, |bytes| bytes as u64),
+    }
 }
 
 /// A block's columns.

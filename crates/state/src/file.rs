@@ -5,6 +5,7 @@
 //! checksum of the whole file, which is the combination of those of its parts.
 
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
@@ -268,8 +269,12 @@ pub(crate) fn decode_block(
     let Some(body) = body else { return Err(damaged("the block's length prefix is wrong".to_owned())) };
     admit::check_block(schema, &bytes, bytes.len() - body, block.rows).map_err(damaged)?;
     let place = Block::new(0, metadata, body as i64);
-    let batch = decoder.read_record_batch(&place, &Buffer::from_vec(bytes));
-    let batch = batch.map_err(|error| damaged(error.to_string()))?;
+    let bytes = Buffer::from_vec(bytes);
+    // A forged buffer can become longer or shorter than it says, which Arrow's reader notices by an assertion. Nothing of
+    // the decoder is kept after an error.
+    let batch = catch_unwind(AssertUnwindSafe(|| decoder.read_record_batch(&place, &bytes)))
+        .map_err(|_panic| damaged("a compressed buffer does not become what it says".to_owned()))?
+        .map_err(|error| damaged(error.to_string()))?;
     match batch {
         Some(batch) if batch.num_rows() as u64 == block.rows => Ok(batch),
         _ => Err(damaged(format!("the block does not hold {} rows", block.rows))),
