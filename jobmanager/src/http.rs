@@ -13,7 +13,7 @@ use weir_types::Error;
 use weir_types::quota::QuotaLimits;
 
 use crate::event::{Answer, Event, Request};
-use crate::rpc::ask;
+use crate::rpc::{about_to_run, ask};
 
 type Events = mpsc::Sender<Event>;
 type Reply = Result<axum::Json<Value>, HttpError>;
@@ -125,6 +125,7 @@ async fn savepoint(State(events): State<Events>, Path(job): Path<String>, body: 
         name,
         ..Default::default()
     };
+    about_to_run(&events, &wanted.request_id, &wanted.job, wanted.timeout_ms).await;
     let taken = request(&events, |to| Request::Trigger(wanted, to)).await?;
     Ok(axum::Json(snapshot_json(&taken)))
 }

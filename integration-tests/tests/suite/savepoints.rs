@@ -38,6 +38,19 @@ async fn a_savepoint_resumes_at_a_smaller_parallelism() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_of_a_job_that_was_submitted_a_moment_ago_waits_until_it_runs() {
+    let mut cluster = Cluster::start(0, 0);
+    append(&cluster, "test/in", &readings(0, 10));
+    let job = submit(&cluster, &totals_script("1 h"), &["-p", "2"]);
+    let mut savepoint = cluster.weir_in_background(&["savepoint", &job]);
+    cluster.add_task_manager("tm-1", 2);
+    assert!(savepoint.wait().expect("a child of this process").success());
+    let next = submit(&cluster, &totals_script("1 h").replace("test/out", "test/other"), &[]);
+    cluster.weir_json(&["cancel", &job]);
+    assert_eq!(cluster.weir_json(&["stop", &next])["state"], "COMPLETED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_savepoint_taken_while_the_job_goes_on_can_be_moved_and_resumed() {
     let cluster = Cluster::start(1, 2);
     let rows = readings(0, 4_000);

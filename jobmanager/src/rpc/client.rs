@@ -12,7 +12,7 @@ use weir_service::Shutdown;
 use weir_types::job::JobState;
 use weir_types::{Error, Result};
 
-use super::{ask, status};
+use super::{about_to_run, ask, status};
 use crate::event::{Answer, Event, Request as Asked};
 use crate::planning::Planner;
 
@@ -92,11 +92,15 @@ impl Client for Service {
         &self,
         request: Request<pb::TriggerSnapshotRequest>,
     ) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::Trigger(request.into_inner(), answer)).await
+        let request = request.into_inner();
+        about_to_run(&self.events, &request.request_id, &request.job, request.timeout_ms).await;
+        self.ask(|answer| Asked::Trigger(request, answer)).await
     }
 
     async fn stop_job(&self, request: Request<pb::StopJobRequest>) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::Stop(request.into_inner(), answer)).await
+        let request = request.into_inner();
+        about_to_run(&self.events, &request.request_id, &request.job, request.timeout_ms).await;
+        self.ask(|answer| Asked::Stop(request, answer)).await
     }
 
     async fn list_snapshots(

@@ -2,6 +2,7 @@
 
 mod client;
 mod coordinator;
+mod ready;
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use weir_types::{Error, Result};
 
 use crate::event::{Answer, Event};
 use crate::planning::Planner;
+
+pub(crate) use ready::about_to_run;
 
 /// Largest message in either direction: an acknowledgement lists every block of every file.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;

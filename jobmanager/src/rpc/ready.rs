@@ -1,0 +1,41 @@
+//! Snapshots of jobs that were submitted a moment ago, or that are just recovering: whoever asks for one waits until the job
+//! runs, instead of being told to try again.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use weir_proto::pb::client::v1 as pb;
+use weir_types::job::JobState;
+use weir_types::{Error, Result};
+
+use super::ask;
+use crate::event::{Event, Request};
+
+/// How long a request waits for its job to run; a job that lacks slots, or breaks again and again, does not keep it longer.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Returns when the job runs, when it will not run by itself any more, or when the time is over; at once if the request is
+/// a retry of one that is known. What is asked for next says what is wrong, if anything is.
+pub(crate) async fn about_to_run(events: &mpsc::Sender<Event>, request_id: &str, job: &str, timeout_ms: Option<u64>) {
+    let progress = |answer| Event::Request(Request::Progress(request_id.to_owned(), answer));
+    if !request_id.is_empty() && ask(events, progress).await.is_ok() {
+        return;
+    }
+    let wait = timeout_ms.map_or(WAIT_MAX, |timeout_ms| WAIT_MAX.min(Duration::from_millis(timeout_ms)));
+    let runs = async {
+        let (job, mut changes) = ask(events, |answer| Event::Request(Request::Watch(job.to_owned(), answer))).await?;
+        loop {
+            changes.mark_unchanged();
+            let detail = ask(events, |answer| Event::Request(Request::Job(job.to_string(), answer))).await?;
+            if !is_about_to_run(&detail) || changes.changed().await.is_err() {
+                return Ok::<(), Error>(());
+            }
+        }
+    };
+    let _said_by_the_request_itself: Result<Result<()>, _> = tokio::time::timeout(wait, runs).await;
+}
+
+fn is_about_to_run(detail: &pb::JobDetail) -> bool {
+    let state = detail.summary.as_ref().map(pb::JobSummary::state).unwrap_or_default();
+    matches!(JobState::try_from(state), Ok(JobState::Created | JobState::Starting | JobState::Restarting))
+}
