@@ -13,7 +13,7 @@ use weir_types::deployment::SplitAssignment;
 use weir_types::graph::{JobGraph, Operator, OperatorSpec, SourceSpec};
 use weir_types::group::{CheckpointOwner, GroupActor, GroupLimits, GroupMode, GroupSpec, GroupStart};
 use weir_types::ids::{Attempt, GroupName, JobId, OperatorUid, PartitionId, PinHolder, ReaderId, SnapshotId};
-use weir_types::snapshot::{SourcePositions, SplitPosition};
+use weir_types::snapshot::{SnapshotKind, SourcePositions, SplitPosition};
 use weir_types::splits;
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
@@ -323,7 +323,8 @@ pub(crate) async fn acknowledge_groups(
 }
 
 /// After completion: the groups go on from the snapshot's positions, and the pins rise to them; that of the job's start
-/// is not needed any more. Failing here loses nothing: positions are only for show and for later jobs, and a pin that is
+/// is not needed any more. It is the pins that hold a snapshot's cut: the groups keep no checkpoint of a savepoint, because
+/// users keep as many savepoints as they like and a group's list is short. Failing here loses nothing: positions are only for show and for later jobs, and a pin that is
 /// too low holds more than it must.
 pub(crate) async fn keep_positions(store: &StoreClient, job: &JobRecord, entry: &SnapshotEntry) {
     let keep = async {
@@ -342,6 +343,9 @@ pub(crate) async fn keep_positions(store: &StoreClient, job: &JobRecord, entry: 
             found(store.unpin(stream, &PinHolder::new(job.id.as_str())?).await)?;
         }
         for (source, group) in groups(&job.sources) {
+            if entry.kind == SnapshotKind::Savepoint {
+                release_checkpoint(store, job, group, &entry.id).await;
+            }
             let positions = cut(splits(source))?;
             match store.commit_positions(&group.name, &by, &positions).await {
                 // A later attempt has taken over, or the job has ended.

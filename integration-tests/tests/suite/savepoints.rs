@@ -4,6 +4,9 @@ use std::path::Path;
 
 use weir_integration_tests::cluster::Cluster;
 use weir_integration_tests::oracle::{fold, tumble};
+use weir_proto::pb::client::v1 as pb;
+use weir_proto::pb::client::v1::client_client::ClientClient;
+use weir_types::group::GroupLimits;
 
 use crate::support::{append, drain, has_read, read, readings, rows_covered, submit, totals_script};
 
@@ -86,4 +89,29 @@ async fn a_disposed_savepoint_is_gone_from_the_list_and_from_disk() {
     assert_eq!(disposed["bytes_freed"], savepoint["bytes"]);
     assert!(!Path::new(directory).exists());
     assert_eq!(cluster.weir_json(&["snapshots", "list", "--savepoints"]), serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_are_held_by_their_pins_and_as_many_are_kept_as_anybody_wants() {
+    let cluster = Cluster::start(1, 1);
+    append(&cluster, "test/in", &readings(0, 500));
+    let job = submit(&cluster, &totals_script("1 h"), &[]);
+    has_read(&cluster, &job, 500).await;
+    let mut client = ClientClient::connect(format!("http://{}", cluster.address("jobmanager"))).await.expect("an API");
+    let mut taken = Vec::new();
+    for _ in 0..=GroupLimits::default().max_retained_checkpoints {
+        let request = pb::TriggerSnapshotRequest { job: job.clone(), savepoint: true, ..Default::default() };
+        let savepoint = client.trigger_snapshot(request).await.expect("a savepoint").into_inner();
+        assert_eq!(savepoint.state, "COMPLETED");
+        taken.push(savepoint.id);
+    }
+    // The first one's pin still holds its cut.
+    append(&cluster, "test/in", &readings(500, 500));
+    has_read(&cluster, &job, 1_000).await;
+    let last = cluster.weir_json(&["checkpoint", &job]);
+    let split = last["sources"].as_array().expect("sources").iter().find(|source| source["split"] == "p-0");
+    let before = format!("0={}", split.expect("partition 0")["offset"]);
+    let refused = cluster.weir(&["stream", "truncate", "test/in", "--before", &before]);
+    assert_eq!(refused.code, 8, "{}", refused.stderr);
+    assert!(refused.stderr.contains(&taken[0]), "the holder is named: {}", refused.stderr);
 }

@@ -29,6 +29,8 @@ pub(super) struct Known {
     pub(super) jobs: BTreeMap<JobId, bool>,
     /// Snapshots that are under way, complete, or being removed.
     pub(super) kept: BTreeSet<SnapshotId>,
+    /// The complete savepoints among them: their pins hold their cuts, and no group has to.
+    pub(super) savepoints: BTreeSet<SnapshotId>,
     /// Where their files are, and where jobs were restored from that run.
     pub(super) directories: BTreeSet<PathBuf>,
     pub(super) failed_savepoints: Vec<SnapshotEntry>,
@@ -53,11 +55,14 @@ impl Known {
         let entries = || state.snapshots.values();
         let failed = |entry: &&SnapshotEntry| entry.state == SnapshotState::Failed;
         let kept = || entries().filter(|entry| !failed(entry));
+        let savepoints =
+            entries().filter(|entry| entry.kind == SnapshotKind::Savepoint && entry.state == SnapshotState::Completed);
         let running = state.jobs.values().filter(|job| !job.state.is_terminal());
         let restored = running.filter_map(|job| job.restore.as_ref()).map(|restore| &restore.directory);
         Self {
             jobs: state.jobs.values().map(|job| (job.id.clone(), job.state.is_terminal())).collect(),
             kept: kept().map(|entry| entry.id.clone()).collect(),
+            savepoints: savepoints.map(|entry| entry.id.clone()).collect(),
             directories: kept().map(|entry| &entry.directory).chain(restored).map(PathBuf::from).collect(),
             failed_savepoints: entries()
                 .filter(|entry| failed(entry) && entry.kind == SnapshotKind::Savepoint)
@@ -87,7 +92,10 @@ impl Garbage {
     pub(super) fn reason(&self) -> String {
         match self {
             Garbage::Group(_, job) => format!("its job {job} has ended"),
-            Garbage::GroupCheckpoint(_, _, snapshot, _) => format!("snapshot {snapshot} is not under way or complete"),
+            Garbage::GroupCheckpoint(_, _, snapshot, GroupCheckpointState::Outstanding) => {
+                format!("snapshot {snapshot} is not under way")
+            }
+            Garbage::GroupCheckpoint(_, _, snapshot, _) => format!("no checkpoint {snapshot} is under way or complete"),
             Garbage::Pin(_, holder) if SnapshotId::new(holder.as_str()).is_ok() && holder.as_str().contains('-') => {
                 format!("snapshot {holder} is not under way or complete")
             }
@@ -134,7 +142,7 @@ pub(super) fn garbage(found: &Found, known: &Known) -> Vec<Garbage> {
         let checkpoints = group.checkpoints.iter().filter(|checkpoint| {
             matches!(checkpoint.state, GroupCheckpointState::Outstanding | GroupCheckpointState::Completed)
                 && checkpoint.owner == CheckpointOwner::Job(job.clone())
-                && !is_needed(&checkpoint.id)
+                && (!is_needed(&checkpoint.id) || known.savepoints.contains(&checkpoint.id))
         });
         garbage.extend(checkpoints.map(|checkpoint| {
             Garbage::GroupCheckpoint(group.name.clone(), job.clone(), checkpoint.id.clone(), checkpoint.state)
@@ -213,7 +221,8 @@ mod tests {
     fn known() -> Known {
         Known {
             jobs: BTreeMap::from([(job("aaaaaaaa1"), false), (job("bbbbbbbb1"), true)]),
-            kept: ["chk-aaaaaaaa-3", "sp-bbbbbbbb-2"].map(snapshot).into(),
+            kept: ["chk-aaaaaaaa-3", "sp-aaaaaaaa-4", "sp-aaaaaaaa-5", "sp-bbbbbbbb-2"].map(snapshot).into(),
+            savepoints: ["sp-aaaaaaaa-4", "sp-bbbbbbbb-2"].map(snapshot).into(),
             directories: [PathBuf::from("/savepoints/savepoint-aaaaaaaa-9")].into(),
             failed_savepoints: Vec::new(),
         }
@@ -228,6 +237,9 @@ mod tests {
                 ("chk-aaaaaaaa-1", Outstanding),
                 ("chk-aaaaaaaa-2", Completed),
                 ("chk-aaaaaaaa-3", Outstanding),
+                // A savepoint that is complete is held by its pin; one that is under way needs its place.
+                ("sp-aaaaaaaa-4", Completed),
+                ("sp-aaaaaaaa-5", Completed),
                 ("chk-aaaaaaaa-0", Cancelled),
                 ("user-1", Outstanding),
             ],
@@ -243,6 +255,7 @@ mod tests {
             [
                 checkpoint("chk-aaaaaaaa-1", Outstanding),
                 checkpoint("chk-aaaaaaaa-2", Completed),
+                checkpoint("sp-aaaaaaaa-4", Completed),
                 Garbage::Group(of_ended, job("bbbbbbbb1")),
             ]
         );
