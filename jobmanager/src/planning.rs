@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use weir_coordination::metadata::NewJob;
 use weir_proto::pb::client::v1 as pb;
+use weir_replication::Node;
 use weir_sql::{PlanContext, Planned};
 use weir_stream_store::client::StoreClient;
 use weir_types::graph::JobGraph;
@@ -15,6 +16,7 @@ use weir_types::ids::{JobId, RequestId};
 use weir_types::restore::RestorePlan;
 use weir_types::{Code, Error, Result};
 
+use crate::metadata::Machine;
 use crate::restore::{self, Restoring};
 use crate::sources::{self, Names};
 use crate::storage;
@@ -57,6 +59,7 @@ impl Planner {
 pub(crate) async fn new_job(
     planner: &Planner,
     store: &StoreClient,
+    node: &Node<Machine>,
     request_id: RequestId,
     request: pb::SubmitRequest,
     restoring: Option<Restoring>,
@@ -67,6 +70,7 @@ pub(crate) async fn new_job(
         tracing::warn!(request = %request_id, warning, "the planner has a remark");
     }
     let mut sources = sources::enumerate(store, &id, &graph, Names::TakeOver(ended)).await?;
+    let restoring = restoring.map(|restoring| judged(node, restoring, &request, &planned, &graph));
     if let Some(restoring) = &restoring {
         let planned = restore::planned(store, restoring, &graph, sources).await?;
         planned.plan.check()?;
@@ -94,13 +98,32 @@ pub(crate) async fn new_job(
 pub(crate) async fn plan_restore(
     planner: &Planner,
     store: &StoreClient,
+    node: &Node<Machine>,
     request: &pb::SubmitRequest,
-    restoring: &Restoring,
+    restoring: Restoring,
     ended: &BTreeSet<JobId>,
 ) -> Result<RestorePlan> {
-    let (id, _, graph) = script(planner, request).await?;
+    let (id, planned, graph) = script(planner, request).await?;
+    let restoring = judged(node, restoring, request, &planned, &graph);
     let sources = sources::enumerate(store, &id, &graph, Names::LookOver(ended)).await?;
-    Ok(restore::planned(store, restoring, &graph, sources).await?.plan)
+    Ok(restore::planned(store, &restoring, &graph, sources).await?.plan)
+}
+
+/// A restore with what speaks against it, now that it is known into which job.
+fn judged(
+    node: &Node<Machine>,
+    restoring: Restoring,
+    request: &pb::SubmitRequest,
+    planned: &Planned,
+    graph: &JobGraph,
+) -> Restoring {
+    let into = restore::Into {
+        name: &graph.name,
+        owner: &request.owner,
+        namespace: &request.namespace,
+        claim: planned.claim_mode,
+    };
+    node.read(|machine| restoring.judged(&machine.0, into))
 }
 
 /// The job that a script asks for, under a new id.

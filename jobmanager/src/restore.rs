@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weir_coordination::metadata::{RestoreRecord, SourceRecord};
+use weir_coordination::metadata::{RestoreRecord, SourceRecord, State};
 use weir_coordination::restore::{Held, Planned, Terms, Wanted, plan};
 use weir_functions::types;
 use weir_state::manifest::read_manifest;
@@ -12,7 +12,10 @@ use weir_stream_store::client::StoreClient;
 use weir_types::Result;
 use weir_types::graph::JobGraph;
 use weir_types::ids::OperatorUid;
+use weir_types::quota::{QuotaLevel, or_default};
+use weir_types::restore::ClaimMode;
 
+use crate::metadata::now;
 use crate::{sources, storage};
 
 /// A restore as the leader knows it, before the snapshot was read.
@@ -26,6 +29,30 @@ pub(crate) struct Restoring {
     pub(crate) restored_from: Option<String>,
     /// What that job's operators were called.
     pub(crate) names: BTreeMap<OperatorUid, String>,
+}
+
+/// The job that is to start, as far as quotas and claims look at it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Into<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) owner: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) claim: ClaimMode,
+}
+
+impl Restoring {
+    /// With what the catalogue and the quotas have to say to it. The log entry that creates the job is checked alike.
+    pub(crate) fn judged(mut self, state: &State, into: Into<'_>) -> Self {
+        let Into { name, owner, namespace, claim } = into;
+        let levels = QuotaLevel::of(&or_default(namespace.to_owned()), &or_default(owner.to_owned()), name);
+        let entry = self.record.snapshot.as_ref().and_then(|snapshot| state.snapshots.get(snapshot));
+        let bytes = entry.map_or(0, |entry| entry.bytes);
+        self.record.claim = claim;
+        self.terms.claim = claim;
+        self.terms.refused.extend(state.check_restore(&self.record).err());
+        self.terms.quota = state.restore_needs(now(), &self.record, &levels, bytes);
+        self
+    }
 }
 
 /// Reads the snapshot and plans its restore into a job whose sources would begin at `sources`.

@@ -19,6 +19,7 @@ use weir_types::ids::{
 };
 use weir_types::job::{JobChange, JobState};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
+use weir_types::restore::ClaimMode;
 use weir_types::retention::{RetentionPolicy, Schedule};
 use weir_types::snapshot::SnapshotKind::{Checkpoint, Savepoint};
 use weir_types::snapshot::{
@@ -198,13 +199,37 @@ fn what_a_job_was_restored_from_is_held_until_it_has_its_own() {
     take(&mut state, Savepoint, 1);
     state.apply(Millis(2), change(1, JobChange::Finish)).unwrap();
     let snapshot = Some(snapshot(Savepoint, 1));
-    let restore = RestoreRecord { directory: "/d/1".into(), snapshot, allow_non_restored_state: false };
+    let claim = ClaimMode::NoClaim;
+    let restore = RestoreRecord { directory: "/d/1".into(), snapshot, allow_non_restored_state: false, claim };
     state.apply(Millis(3), new_job(2, None, Some(restore))).unwrap();
     assert_eq!(state.apply(Millis(4), delete(Savepoint, 1)).unwrap_err().code, Code::FailedPrecondition);
     state.apply(Millis(5), change(2, JobChange::Cancel)).unwrap();
     state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap();
     let error = state.apply(Millis(6), delete(Savepoint, 1)).unwrap_err();
     assert!(error.message.contains("is the last completed one"), "nobody holds it any more: {error}");
+}
+
+#[test]
+fn a_claim_survives_the_log_and_its_snapshots() {
+    let mut state = running();
+    take(&mut state, Savepoint, 1);
+    state.apply(Millis(2), change(1, JobChange::Finish)).unwrap();
+    let id = snapshot(Savepoint, 1);
+    let restore = RestoreRecord {
+        directory: "/d/1".into(),
+        snapshot: Some(id.clone()),
+        allow_non_restored_state: true,
+        claim: ClaimMode::Claim,
+    };
+    let command = new_job(2, None, Some(restore.clone()));
+    let (now, decoded) = decode_command(&encode_command(Millis(3), &command)).unwrap();
+    assert_eq!(decoded, command);
+    state.apply(now, decoded).unwrap();
+    let read = decode_state(&encode_state(&state)).unwrap();
+    assert_eq!(read, state);
+    assert_eq!(read.jobs[&job(2)].restore, Some(restore));
+    let claim = read.snapshots[&id].claim.clone().unwrap();
+    assert_eq!((claim.job, claim.at), (job(2), Millis(3)));
 }
 
 #[test]

@@ -177,6 +177,10 @@ pub(crate) struct RunArgs {
     /// Drop state of the snapshot that no operator of the script takes
     #[arg(short = 'n', long)]
     pub allow_non_restored_state: bool,
+    /// Whose the snapshot is afterwards: its own (no-claim), or the job's, which deletes it once it is superseded (claim);
+    /// stronger than the script's execution.state-recovery.claim-mode
+    #[arg(long, alias = "claimMode", value_name = "claim|no-claim", requires = "from_savepoint")]
+    pub claim_mode: Option<String>,
     /// Only show what the restore would do; fails as the restore itself would
     #[arg(long = "plan", requires = "from_savepoint", conflicts_with = "detached")]
     pub only_plan: bool,

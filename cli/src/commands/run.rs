@@ -20,6 +20,9 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     let mut request = request(&args.script, &args.plan)?;
     request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
     request.allow_non_restored_state = args.allow_non_restored_state;
+    if let Some(mode) = args.claim_mode {
+        request.options.insert("execution.state-recovery.claim-mode".to_owned(), mode);
+    }
     let mut jobmanager = connect::jobmanager(global).await?;
     if args.only_plan {
         return plan_restore(global, &mut jobmanager, request).await;

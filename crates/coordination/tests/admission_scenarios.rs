@@ -11,11 +11,13 @@ use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
     Applied, Command, Completion, Deleter, NewJob, Reserve, RestoreRecord, StartAttempt, State,
 };
+use weir_types::annotations::AnnotationChange;
 use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, JobOptions};
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
 use weir_types::job::JobChange;
 use weir_types::quota::{QuotaDefaults, QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
+use weir_types::restore::{ClaimMode, QuotaNeed};
 use weir_types::snapshot::{Annotations, SharedFile, SnapshotKind};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
@@ -66,6 +68,7 @@ fn create(words: &[&str]) -> Command {
         directory: format!("/d/{from}"),
         snapshot: Some(snapshot(from)),
         allow_non_restored_state: false,
+        claim: if words.contains(&"claim") { ClaimMode::Claim } else { ClaimMode::NoClaim },
     });
     let retained = number(words, "retained").unwrap_or(1) as u32;
     Command::CreateJob(Box::new(NewJob {
@@ -154,6 +157,12 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
         }
         "finish" => change(JobChange::Finish),
         "fail" => change(JobChange::Fail),
+        "cancel" => return vec![change(JobChange::Cancel), change(JobChange::EndCancelled)],
+        "pin" => Command::Annotate {
+            snapshot: snapshot(words[0]),
+            request: None,
+            change: AnnotationChange { pinned: Some(true), ..AnnotationChange::default() },
+        },
         "restart" => {
             let start = StartAttempt { job: job(words[0]), attempt: Attempt(2), placements: vec![], splits: vec![] };
             return vec![change(JobChange::Restart), Command::StartAttempt(start), change(JobChange::Run)];
@@ -265,6 +274,30 @@ fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String
                 entry.failures,
             ),
         },
+        "holders" => ids("held:", &state.holders(&snapshot(words[0]))).unwrap_or_else(|| "nobody".to_owned()),
+        "needs" => {
+            let restore = RestoreRecord {
+                directory: String::new(),
+                snapshot: Some(snapshot(words[0])),
+                allow_non_restored_state: false,
+                claim: if words.contains(&"claim") { ClaimMode::Claim } else { ClaimMode::NoClaim },
+            };
+            let part = |key| value(words, key).unwrap_or("default");
+            let levels = QuotaLevel::of(part("namespace"), part("owner"), part("name"));
+            let needs = state.restore_needs(now, &restore, &levels, 7);
+            let need = |need: &QuotaNeed| {
+                let QuotaNeed { level, dimension, limit, used, at_once, first_checkpoint } = need;
+                let limit = limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+                format!(
+                    "{level} {} limit={limit} used={used} at_once={at_once} first={first_checkpoint}",
+                    dimension.as_str()
+                )
+            };
+            if needs.is_empty() {
+                return Some("nothing".to_owned());
+            }
+            needs.iter().map(need).collect::<Vec<_>>().join("\n")
+        }
         "unreferenced" => {
             ids("unreferenced", &state.shared.unreferenced(&job(words[0]))).unwrap_or_else(|| "none".to_owned())
         }

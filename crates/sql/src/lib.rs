@@ -28,6 +28,7 @@ mod window;
 use std::collections::BTreeMap;
 
 use weir_types::graph::JobGraph;
+use weir_types::restore::ClaimMode;
 
 pub use planner::plan;
 
@@ -57,4 +58,6 @@ pub struct Planned {
     pub warnings: Vec<String>,
     /// How many statements the script has.
     pub statements: usize,
+    /// Whose a snapshot is from which the job is restored, if it is.
+    pub claim_mode: ClaimMode,
 }

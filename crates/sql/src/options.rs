@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use weir_types::graph::JobOptions;
 use weir_types::ids::Parallelism;
 use weir_types::options::parse_duration_ms;
+use weir_types::restore::ClaimMode;
 use weir_types::{Error, Result};
 
 use crate::error::nearest;
@@ -15,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) options: JobOptions,
     pub(crate) name: Option<String>,
     pub(crate) warnings: Vec<String>,
+    /// Whose a snapshot is from which the job is restored.
+    pub(crate) claim_mode: ClaimMode,
 }
 
 type Apply = fn(&mut Settings, &str) -> Option<()>;
@@ -92,6 +95,8 @@ const KEYS: &[(&str, &str, Apply)] = &[
         settings.options.source_idle_timeout_ms = parse_duration_ms(value)?;
         Some(())
     }),
+    ("execution.state-recovery.claim-mode", CLAIM_MODES, claim_mode),
+    ("execution.savepoint-restore-mode", CLAIM_MODES, claim_mode),
     ("execution.runtime-mode", "'streaming'", |_, value| value.eq_ignore_ascii_case("streaming").then_some(())),
     ("sql-client.execution.result-mode", "a text", |_, _| Some(())),
 ];
@@ -130,6 +135,13 @@ fn positive(value: u64) -> Option<u64> {
 
 fn incremental(settings: &mut Settings, value: &str) -> Option<()> {
     settings.options.checkpoints_incremental = value.to_lowercase().parse().ok()?;
+    Some(())
+}
+
+const CLAIM_MODES: &str = "'NO_CLAIM' or 'CLAIM'";
+
+fn claim_mode(settings: &mut Settings, value: &str) -> Option<()> {
+    settings.claim_mode = ClaimMode::parse(value)?;
     Some(())
 }
 

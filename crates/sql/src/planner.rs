@@ -275,6 +275,7 @@ impl<'a> Planner<'a> {
         } else {
             self.job(&self.writes).map(|(graph, remarks)| (Some(graph), remarks))?
         };
+        let claim_mode = self.settings.claim_mode;
         let warnings = self.settings.warnings.into_iter().chain(remarks).collect();
         let is_explain = !self.explained.is_empty();
         let (explain, explain_json) = match (&graph, is_explain) {
@@ -284,7 +285,7 @@ impl<'a> Planner<'a> {
                 (texts.join("\n"), serde_json::Value::Array(values))
             }
         };
-        Ok(Planned { graph, explain, explain_json, is_explain, warnings, statements })
+        Ok(Planned { graph, explain, explain_json, is_explain, warnings, statements, claim_mode })
     }
 }
 

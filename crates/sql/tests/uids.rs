@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use weir_sql::{PlanContext, plan};
 use weir_types::graph::{JobGraph, OperatorSpec};
+use weir_types::restore::ClaimMode;
 
 const TABLES: &str = "
     CREATE TABLE t (k BIGINT, v BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '1' SECOND)
@@ -262,6 +263,21 @@ fn a_view_that_is_read_twice_aggregates_once() {
 }
 
 #[test]
+fn whose_a_restored_snapshot_is_may_be_said_in_either_of_flinks_options() {
+    for key in ["execution.state-recovery.claim-mode", "execution.savepoint-restore-mode"] {
+        for (value, expected) in
+            [("CLAIM", ClaimMode::Claim), ("NO_CLAIM", ClaimMode::NoClaim), ("no-claim", ClaimMode::NoClaim)]
+        {
+            let script = format!("{TABLES} SET '{key}' = '{value}'; {COUNT}");
+            assert_eq!(plan(&script, &PlanContext::default()).unwrap().claim_mode, expected, "{key} {value}");
+        }
+        let legacy = format!("{TABLES} SET '{key}' = 'LEGACY'; {COUNT}");
+        let refused = plan(&legacy, &PlanContext::default()).unwrap_err();
+        assert_eq!(refused.hint.as_deref(), Some("It takes 'NO_CLAIM' or 'CLAIM'."));
+    }
+}
+
+#[test]
 fn options_of_flags_win_over_the_script_and_the_script_over_defaults() {
     let of = |entries: &[(&str, &str)]| {
         entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -285,5 +301,6 @@ fn options_of_flags_win_over_the_script_and_the_script_over_defaults() {
     assert_eq!(graph.options.buffer_timeout_ms, 5);
     assert_eq!(graph.options.checkpoint_interval_ms, Some(7_000));
     assert_eq!(graph.name, "from a flag");
+    assert_eq!(planned.claim_mode, ClaimMode::NoClaim);
     assert_eq!(planned.warnings, ["option 'table.exec.mini-batch.enabled' has no effect in Weir and is ignored"]);
 }

@@ -20,6 +20,12 @@ pub enum ClaimMode {
 }
 
 impl ClaimMode {
+    /// The mode of this name, in Weir's spelling or in Flink's (`NO_CLAIM`); none: there is none of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.to_lowercase().replace('_', "-");
+        [ClaimMode::NoClaim, ClaimMode::Claim].into_iter().find(|mode| mode.as_str() == name)
+    }
+
     /// The name users see.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod chaos;
+mod claims;
 mod command_line;
 mod explain;
 mod failures;

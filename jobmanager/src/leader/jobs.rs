@@ -5,6 +5,7 @@ use weir_coordination::checkpoint::{self, Config, Coordinator, Trigger};
 use weir_coordination::metadata::{Command, JobRecord, NewJob, Reply};
 use weir_coordination::scheduler::{self, JobPlan, Recovered};
 use weir_proto::pb::client::v1 as pb;
+use weir_service::failpoint;
 use weir_types::ids::{JobId, RequestId};
 use weir_types::job::JobState;
 use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, StopMode};
@@ -81,10 +82,10 @@ impl Leader {
             Err(error) => return answer(to, Err(error)),
         };
         self.planning.insert(id.clone(), Vec::new());
-        let (planner, store) = (self.planner.clone(), self.store.clone());
+        let (planner, store, node) = (self.planner.clone(), self.store.clone(), self.node.clone());
         let ended = self.ended_jobs();
         self.work(async move {
-            let planned = planning::new_job(&planner, &store, id.clone(), request, restore, &ended).await;
+            let planned = planning::new_job(&planner, &store, &node, id.clone(), request, restore, &ended).await;
             Event::Planned { request: id, answer: to, planned: planned.map(Box::new) }
         });
     }
@@ -119,7 +120,10 @@ impl Leader {
             answer(waiting, result.clone());
         }
         match &result {
-            Ok(reply) => tracing::info!(%job, name = reply.name, "job accepted"),
+            Ok(reply) => {
+                tracing::info!(%job, name = reply.name, "job accepted");
+                failpoint::reach("job.accepted");
+            }
             Err(error) => tracing::warn!(%job, code = %error.code, %error, "job refused"),
         }
         answer(to, result);

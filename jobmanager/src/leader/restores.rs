@@ -6,6 +6,7 @@ use weir_coordination::metadata::RestoreRecord;
 use weir_coordination::restore::Terms;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::ids::JobId;
+use weir_types::restore::ClaimMode;
 use weir_types::snapshot::SnapshotState;
 use weir_types::{Code, Error, Result};
 
@@ -30,7 +31,8 @@ impl Leader {
                 return Err(error.with_hint("Give a snapshot's id, or the absolute path of its directory."));
             }
         };
-        Ok(RestoreRecord { directory, snapshot, allow_non_restored_state })
+        // The script may say whose the snapshot is to be.
+        Ok(RestoreRecord { directory, snapshot, allow_non_restored_state, claim: ClaimMode::default() })
     }
 
     /// A request's restore with what is known of it; none if it wants none.
@@ -63,9 +65,10 @@ impl Leader {
             Ok(None) => return answer(to, Err(Error::invalid("there is no snapshot to plan the restore of"))),
             Err(error) => return answer(to, Err(error)),
         };
-        let (planner, store, ended) = (self.planner.clone(), self.store.clone(), self.ended_jobs());
+        let (planner, store, node) = (self.planner.clone(), self.store.clone(), self.node.clone());
+        let ended = self.ended_jobs();
         tokio::spawn(async move {
-            let plan = planning::plan_restore(&planner, &store, &request, &restoring, &ended).await;
+            let plan = planning::plan_restore(&planner, &store, &node, &request, restoring, &ended).await;
             let reply = plan.and_then(|plan| {
                 let json = serde_json::to_string(&plan);
                 let json =

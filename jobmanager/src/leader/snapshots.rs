@@ -266,6 +266,9 @@ impl Leader {
 
     /// Removes what a commit has retired.
     pub(super) fn after_change(&mut self, applied: Applied) {
+        if !applied.retired.is_empty() {
+            failpoint::reach("retire.mark");
+        }
         for snapshot in applied.retired {
             self.remove_snapshot(snapshot);
         }

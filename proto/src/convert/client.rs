@@ -122,6 +122,7 @@ impl From<&SnapshotEntry> for pb::Snapshot {
             deletion: entry.deletion.as_ref().map(Into::into),
             holders: Vec::new(),
             evicted: Vec::new(),
+            claim: entry.claim.as_ref().map(Into::into),
         }
     }
 }

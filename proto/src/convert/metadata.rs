@@ -11,6 +11,7 @@ use weir_types::ids::{
     Attempt, BarrierId, ChainId, ClusterId, GroupName, JobId, Nonce, Parallelism, RequestId, SnapshotId, SubtaskIndex,
 };
 use weir_types::job::JobChange;
+use weir_types::restore::ClaimMode;
 use weir_types::snapshot::{Annotations, SnapshotKind, SourcePositions, StopMode};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -261,11 +262,12 @@ impl TryFrom<pb::Source> for SourceRecord {
 
 impl From<&RestoreRecord> for pb::RestoreFrom {
     fn from(restore: &RestoreRecord) -> Self {
-        let RestoreRecord { directory, snapshot, allow_non_restored_state } = restore;
+        let RestoreRecord { directory, snapshot, allow_non_restored_state, claim } = restore;
         Self {
             directory: directory.clone(),
             snapshot: optional(snapshot.as_ref()),
             allow_non_restored_state: *allow_non_restored_state,
+            claim: *claim == ClaimMode::Claim,
         }
     }
 }
@@ -274,9 +276,10 @@ impl TryFrom<pb::RestoreFrom> for RestoreRecord {
     type Error = Error;
 
     fn try_from(restore: pb::RestoreFrom) -> Result<Self> {
-        let pb::RestoreFrom { directory, snapshot, allow_non_restored_state } = restore;
+        let pb::RestoreFrom { directory, snapshot, allow_non_restored_state, claim } = restore;
         let snapshot = nonempty(snapshot).map(SnapshotId::new).transpose()?;
-        Ok(Self { directory, snapshot, allow_non_restored_state })
+        let claim = if claim { ClaimMode::Claim } else { ClaimMode::NoClaim };
+        Ok(Self { directory, snapshot, allow_non_restored_state, claim })
     }
 }
 

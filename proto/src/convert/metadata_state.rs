@@ -209,6 +209,7 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             verified,
             unrestorable,
             deletion,
+            claim,
             failures,
             first_failed_at,
         } = entry;
@@ -259,6 +260,7 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             unrestorable: unrestorable.clone(),
             written_bytes: *written_bytes,
             deletion: deletion.as_ref().map(Into::into),
+            claim: claim.as_ref().map(Into::into),
         }
     }
 }
@@ -297,6 +299,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             unrestorable,
             written_bytes,
             deletion,
+            claim,
         } = entry;
         let Reserve {
             request: _,
@@ -349,6 +352,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             verified: verified.map(Into::into),
             unrestorable,
             deletion: deletion.map(TryInto::try_into).transpose()?,
+            claim: claim.map(TryInto::try_into).transpose()?,
             failures,
             first_failed_at: first_failed_at_ms.map(Millis),
         })

@@ -1,6 +1,7 @@
 //! Conversions between wire and domain types, one module per message family.
 
 pub mod catalogue;
+mod claims;
 pub mod client;
 pub mod control;
 pub mod data;

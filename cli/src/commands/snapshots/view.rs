@@ -51,7 +51,7 @@ pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
         "failure": failure_json(snapshot.failure.as_ref()), "failures": snapshot.failures,
         "first_failed_at_ms": snapshot.first_failed_at_ms, "verified": verified,
         "unrestorable": snapshot.unrestorable, "deletion": deletion_json(snapshot.deletion.as_ref()),
-        "holders": snapshot.holders,
+        "holders": snapshot.holders, "claim": claim_json(snapshot.claim.as_ref()),
         "evicted": snapshot.evicted.iter().map(deleted_json).collect::<Vec<_>>(), "subtasks_acknowledged": snapshot.subtasks_acknowledged,
         "subtasks_total": snapshot.subtasks_total, "queue_position": snapshot.queue_position, "timings": timings, "sources": sources,
     })
@@ -59,6 +59,10 @@ pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
 
 fn deletion_json(deletion: Option<&pb::Deletion>) -> Value {
     deletion.map_or(Value::Null, |deletion| json!({"at_ms": deletion.at_ms, "by": deletion.by, "who": deletion.who}))
+}
+
+fn claim_json(claim: Option<&pb::SnapshotClaim>) -> Value {
+    claim.map_or(Value::Null, |claim| json!({"job": claim.job, "job_name": claim.job_name, "at_ms": claim.at_ms}))
 }
 
 /// Snapshots for people.
@@ -205,6 +209,9 @@ pub(crate) fn snapshot_text(snapshot: &pb::Snapshot) -> String {
     }
     for evicted in &snapshot.evicted {
         text += &format!("Savepoint {} was deleted to make room, {}\n", evicted.id, bytes(evicted.bytes));
+    }
+    if let Some(claim) = &snapshot.claim {
+        text += &format!("Claimed by job {} ({}) at {}\n", claim.job, claim.job_name, time::moment(claim.at_ms));
     }
     for holder in &snapshot.holders {
         text += &format!("Held: {holder}\n");

@@ -70,7 +70,7 @@ impl State {
         }
         let more = bytes.saturating_sub(entry.charged_bytes);
         if more > 0 {
-            for level in levels(entry) {
+            for level in entry.levels() {
                 self.check_bytes(&level, entry.kind, 0, more)?;
             }
             if let Some(mut entry) = self.snapshots.get_mut(snapshot) {
@@ -83,7 +83,7 @@ impl State {
     /// Whether the limits leave room for a snapshot that is not charged yet, once those that were `evicted` for it are gone;
     /// waiting would not help where they do not.
     pub(super) fn check_limits(&self, now: Millis, entry: &SnapshotEntry, evicted: &[SnapshotId]) -> Result<()> {
-        for level in levels(entry) {
+        for level in entry.levels() {
             let limits = self.quotas.limits(&level);
             if limits.in_flight == Some(0) {
                 let dimension = QuotaDimension::InFlight;
@@ -97,7 +97,7 @@ impl State {
                 SnapshotKind::Checkpoint => self.check_retained(&level, &limits, &entry.job)?,
             }
             let evicted = evicted.iter().filter_map(|id| self.snapshots.get(id));
-            let evicted = evicted.filter(|entry| level.covers(&entry.namespace, &entry.owner, &entry.job_name));
+            let evicted = evicted.filter(|entry| entry.falls_under(&level));
             let freed = evicted.fold(0, |sum: u64, entry| sum.saturating_add(entry.charged_bytes));
             self.check_bytes(&level, entry.kind, freed, entry.estimate_bytes)?;
         }
@@ -182,7 +182,10 @@ impl State {
             .iter()
             .copied()
             .chain(Some(job).filter(|job| !others.contains(job)))
-            .map(|job| self.superseded_by_next(job).into_iter().filter(|id| self.holders(id).is_empty()).count())
+            .map(|job| {
+                let superseded = self.superseded_by_next(job).into_iter();
+                superseded.filter(|id| checkpoint(&id).is_some() && !self.is_needed_by_others(id, job)).count()
+            })
             .sum();
         let kept = sums.map_or(0, |sums| sums.checkpoints) + others.len() as u64;
         let used = kept.saturating_sub(retired as u64);
@@ -234,11 +237,6 @@ impl State {
             named.join(", ")
         ))
     }
-}
-
-/// The levels of an entry.
-pub(super) fn levels(entry: &SnapshotEntry) -> [QuotaLevel; 4] {
-    QuotaLevel::of(&entry.namespace, &entry.owner, &entry.job_name)
 }
 
 fn check(level: &QuotaLevel, dimension: QuotaDimension, limit: Option<u64>, used: u64, requested: u64) -> Result<()> {

@@ -170,7 +170,7 @@ impl Index {
         let uncounted = matches!(entry.state, SnapshotState::Queued | SnapshotState::Failed);
         let counts = savepoint && !uncounted && !entry.is_evicted();
         let one = |wanted: bool| u64::from(wanted);
-        for level in QuotaLevel::of(&entry.namespace, &entry.owner, &entry.job_name) {
+        for level in entry.levels() {
             let sums = self.levels.entry(level.clone()).or_default();
             put(&mut sums.savepoints, counts, add, || (entry.admitted_at(), entry.id.clone()));
             put(&mut sums.in_flight, in_flight, add, || entry.id.clone());

@@ -114,6 +114,10 @@ impl State {
             return Err(refused(format!("{id} is a checkpoint: its job retires it"))
                 .with_hint("Set execution.checkpointing.num-retained for how many are kept."));
         }
+        if let Some(job) = self.claimant(entry) {
+            return Err(refused(format!("snapshot {id} belongs to job {}, which has claimed it", job.id))
+                .with_hint("That job deletes it once its checkpoints supersede it, or when it ends."));
+        }
         let holders = self.holders(id);
         if !holders.is_empty() {
             return Err(refused(format!("snapshot {id} is still needed"))
@@ -127,13 +131,17 @@ impl State {
             return Err(refused(format!("snapshot {id} is pinned"))
                 .with_hint(format!("`weir snapshots unpin {id}` lets go of it; --force deletes it all the same.")));
         }
+        // What a job has claimed goes when that job likes.
+        let claimed = |other: &SnapshotEntry| self.claimant(other).is_some();
         let last = match care {
             Care::Automatic => {
-                let same =
-                    |other: &&SnapshotEntry| (&other.namespace, &other.job_name) == (&entry.namespace, &entry.job_name);
-                last_good(self.snapshots.values().filter(same))
+                let job = |entry: &SnapshotEntry| (entry.namespace.clone(), entry.charged_job_name().to_owned());
+                let of = job(entry);
+                last_good(self.snapshots.values().filter(|other| job(other) == of && !claimed(other)))
             }
-            Care::Asked | Care::Forced => last_good(self.snapshots_of(&entry.job).into_iter()),
+            Care::Asked | Care::Forced => {
+                last_good(self.snapshots_of(&entry.job).into_iter().filter(|other| !claimed(other)))
+            }
         };
         if last.is_some_and(|last| last.id == *id) {
             let what = if entry.is_verified() { "verified" } else { "completed" };
@@ -142,24 +150,6 @@ impl State {
                 .with_hint("--force deletes it all the same."));
         }
         Ok(())
-    }
-
-    /// Who needs a snapshot, in words; empty: nobody.
-    pub fn holders(&self, snapshot: &SnapshotId) -> Vec<String> {
-        let running = |job: &&super::JobRecord| !job.state.is_terminal();
-        let own = self.snapshots.get(snapshot).and_then(|entry| self.jobs.get(&entry.job)).filter(running);
-        let own = own.filter(|job| self.recovery_point(&job.id).is_some_and(|entry| entry.id == *snapshot));
-        let restores = |job: &&super::JobRecord| {
-            job.restore.as_ref().is_some_and(|restore| restore.snapshot.as_ref() == Some(snapshot))
-                && self.recovery_point(&job.id).is_none()
-        };
-        let restored = self.jobs.values().filter(running).filter(restores);
-        own.map(|job| format!("job {} would restart from it", job.id))
-            .into_iter()
-            .chain(
-                restored.map(|job| format!("job {} was restored from it and has no snapshot of its own yet", job.id)),
-            )
-            .collect()
     }
 
     /// Marks an entry; whoever calls has made sure that nobody needs it.

@@ -3,6 +3,7 @@
 use weir_types::graph::{JobGraph, JobOptions};
 use weir_types::ids::{Attempt, BarrierId, JobId, Nonce, SnapshotId};
 use weir_types::job::JobChange;
+use weir_types::restore::ClaimMode;
 use weir_types::snapshot::{Annotations, SnapshotKind};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
@@ -31,6 +32,7 @@ pub(super) fn run(state: &mut State, number: u32, name: &str, restore: Option<Sn
         directory: format!("/{snapshot}"),
         snapshot: Some(snapshot),
         allow_non_restored_state: false,
+        claim: ClaimMode::NoClaim,
     });
     let new = NewJob {
         request: None,

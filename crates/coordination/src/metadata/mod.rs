@@ -8,6 +8,7 @@
 mod admission;
 mod annotations;
 mod catalogue;
+mod claims;
 mod command;
 mod deletion;
 mod eviction;
@@ -25,12 +26,13 @@ use std::collections::BTreeMap;
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId};
 use weir_types::job::{JobChange, JobState};
 use weir_types::quota::{check_namespace, check_owner, or_default};
-use weir_types::snapshot::SnapshotState;
+use weir_types::restore::ClaimMode;
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
 pub use admission::Quotas;
 pub use catalogue::Catalogue;
+pub use claims::Claim;
 pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAttempt};
 pub use deletion::{DeletedRecord, Deleter, Deletion};
 pub use policy::{PolicyRecord, Retention};
@@ -200,13 +202,12 @@ impl State {
         let (owner, namespace) = (or_default(owner), or_default(namespace));
         check_owner(&owner)?;
         check_namespace(&namespace)?;
-        if let Some(snapshot) = restore.as_ref().and_then(|restore| restore.snapshot.as_ref())
-            && !self.snapshots.get(snapshot).is_some_and(|entry| entry.state == SnapshotState::Completed)
-        {
-            return Err(Error::new(
-                Code::FailedPrecondition,
-                format!("snapshot {snapshot} cannot be restored any more"),
-            ));
+        if let Some(restore) = &restore {
+            self.check_restore(restore)?;
+            if restore.claim == ClaimMode::Claim {
+                let claim = Claim { job: id.clone(), job_name: name.clone(), at: now };
+                self.claim(now, restore, claim, &owner, &namespace)?;
+            }
         }
         let applied = Applied { job: Some(id.clone()), ..Applied::default() };
         self.forget_ended_jobs();
@@ -292,6 +293,7 @@ impl State {
             if state != JobState::Failed {
                 applied.retired = self.retire(now, job, 0);
             }
+            applied.retired.extend(self.let_go(now, job));
         }
         Ok(applied)
     }

@@ -77,10 +77,13 @@ impl State {
             return Vec::new();
         }
         let mut by_job: BTreeMap<(&str, &str), Vec<&SnapshotEntry>> = BTreeMap::new();
-        let completed =
-            |entry: &&SnapshotEntry| entry.kind == SnapshotKind::Savepoint && entry.state == SnapshotState::Completed;
+        let completed = |entry: &&SnapshotEntry| {
+            entry.kind == SnapshotKind::Savepoint
+                && entry.state == SnapshotState::Completed
+                && self.claimant(entry).is_none()
+        };
         for entry in self.snapshots.values().filter(completed) {
-            by_job.entry((&entry.namespace, &entry.job_name)).or_default().push(entry);
+            by_job.entry((&entry.namespace, entry.charged_job_name())).or_default().push(entry);
         }
         let mut due = Vec::new();
         for ((namespace, job_name), mut entries) in by_job {

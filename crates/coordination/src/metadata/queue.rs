@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use weir_types::Error;
 use weir_types::ids::{JobId, SnapshotId};
-use weir_types::quota::{QuotaDimension, QuotaExceeded, QuotaLevel};
+use weir_types::quota::{QuotaDimension, QuotaExceeded};
 use weir_types::snapshot::{SnapshotKind, SnapshotState};
 use weir_types::time::Millis;
 
@@ -47,7 +47,7 @@ impl State {
 
     /// The first level at which no more snapshots may be under way.
     pub(super) fn full_level(&self, entry: &SnapshotEntry) -> Option<QuotaExceeded> {
-        QuotaLevel::of(&entry.namespace, &entry.owner, &entry.job_name).into_iter().find_map(|level| {
+        entry.levels().into_iter().find_map(|level| {
             let limit = self.quotas.limits(&level).in_flight?;
             let used = self.snapshots.at_level(&level).map_or(0, |sums| sums.in_flight.len() as u64);
             let dimension = QuotaDimension::InFlight;

@@ -5,11 +5,12 @@ use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, BarrierId, ChainId, GroupName, JobId, Nonce, OperatorUid, Parallelism, SnapshotId};
 use weir_types::job::JobState;
+use weir_types::restore::ClaimMode;
 use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePositions, SplitPosition, Verification};
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
-use super::Deletion;
+use super::{Claim, Deletion};
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -57,6 +58,13 @@ pub struct JobRecord {
     pub stopped_by: Option<SnapshotId>,
 }
 
+impl JobRecord {
+    /// How many checkpoints it keeps; at least one.
+    pub fn checkpoints_retained(&self) -> usize {
+        self.graph.options.checkpoints_retained.max(1) as usize
+    }
+}
+
 /// A source of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRecord {
@@ -92,6 +100,8 @@ pub struct RestoreRecord {
     pub snapshot: Option<SnapshotId>,
     /// State that maps to nothing is dropped instead of refused.
     pub allow_non_restored_state: bool,
+    /// Whose the snapshot is from then on.
+    pub claim: ClaimMode,
 }
 
 /// The catalogue's entry of a snapshot, or of an attempt at one.
@@ -162,6 +172,8 @@ pub struct SnapshotEntry {
     pub unrestorable: Option<String>,
     /// Since when and on whose behalf it is being deleted.
     pub deletion: Option<Deletion>,
+    /// The job that owns it since it was restored from it; it is charged to that job's levels.
+    pub claim: Option<Claim>,
     /// Failed attempts in a row that this entry stands for.
     pub failures: u32,
     /// When the first of them was triggered.

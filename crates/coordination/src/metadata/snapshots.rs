@@ -7,8 +7,8 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
 use super::command::{Applied, Completion, Reply, Reserve};
-use super::deletion::{Deleter, no_snapshot};
-use super::{SnapshotEntry, State};
+use super::deletion::no_snapshot;
+use super::{JobRecord, SnapshotEntry, State};
 use crate::checkpoint::Trigger;
 
 /// Failed attempts that are remembered per job, of those that somebody asked for and of the others each; repeated ones
@@ -69,6 +69,7 @@ impl State {
             verified: None,
             unrestorable: None,
             deletion: None,
+            claim: None,
             failures: 0,
             first_failed_at: None,
         };
@@ -122,10 +123,11 @@ impl State {
                 record.stopped_by = Some(snapshot.clone());
             }
             if !record.state.is_terminal() {
-                retained = record.graph.options.checkpoints_retained.max(1) as usize;
+                retained = record.checkpoints_retained();
             }
         }
-        let retired = self.retire(now, &job, retained);
+        let mut retired = self.retire(now, &job, retained);
+        retired.extend(self.let_go(now, &job));
         Ok(Applied { job: Some(job), snapshot: Some(snapshot), retired, ..Applied::default() })
     }
 
@@ -153,22 +155,10 @@ impl State {
         Applied { snapshot: Some(snapshot.clone()), ..Applied::default() }
     }
 
-    /// Marks the checkpoints of a job that are superseded: all but the newest `retained`, and but what somebody needs.
-    pub(super) fn retire(&mut self, now: Millis, job: &JobId, retained: usize) -> Vec<SnapshotId> {
-        let completed = self.snapshots.of_job(job).into_iter().flat_map(|sums| sums.checkpoints.iter().rev());
-        let superseded = completed.skip(retained).map(|(_, id)| id.clone());
-        let superseded: Vec<SnapshotId> = superseded.filter(|id| self.holders(id).is_empty()).collect();
-        for id in &superseded {
-            self.mark(now, id, Deleter::System);
-        }
-        superseded
-    }
-
-    /// The checkpoints that the completion of one more will retire.
+    /// What the completion of one more checkpoint will retire.
     pub fn superseded_by_next(&self, job: &JobId) -> Vec<SnapshotId> {
-        let retained = self.jobs.get(job).map_or(1, |job| job.graph.options.checkpoints_retained.max(1)) as usize;
-        let completed = self.snapshots.of_job(job).into_iter().flat_map(|sums| sums.checkpoints.iter().rev());
-        completed.skip(retained - 1).map(|(_, id)| id.clone()).collect()
+        let retained = self.jobs.get(job).map_or(1, JobRecord::checkpoints_retained);
+        self.retirable(job).skip(retained - 1).collect()
     }
 
     /// The entry of a reservation, by its nonce.

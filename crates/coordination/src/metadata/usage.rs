@@ -81,7 +81,7 @@ impl State {
 
     /// What takes most of a level's bytes: at most `max` snapshots, the largest first.
     pub fn consumers(&self, level: &QuotaLevel, max: usize) -> Vec<&SnapshotEntry> {
-        let covered = |entry: &&SnapshotEntry| level.covers(&entry.namespace, &entry.owner, &entry.job_name);
+        let covered = |entry: &&SnapshotEntry| entry.falls_under(level);
         let mut entries: Vec<_> = self.snapshots.values().filter(|e| e.charged_bytes > 0).filter(covered).collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.charged_bytes));
         entries.truncate(max);

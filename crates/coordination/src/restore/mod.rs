@@ -214,7 +214,7 @@ fn not_restored(held: &Held, dropped: &[DroppedState], operators: &[OperatorPlan
 }
 
 /// A quota that would be exceeded at once. What the first checkpoint needs is asked for when it is taken.
-fn over_quota(need: &QuotaNeed) -> Option<Error> {
+pub(crate) fn over_quota(need: &QuotaNeed) -> Option<Error> {
     let limit = need.limit.filter(|limit| need.at_once > 0 && need.used.saturating_add(need.at_once) > *limit)?;
     let facts = weir_types::quota::QuotaExceeded {
         level: need.level.clone(),
@@ -223,7 +223,11 @@ fn over_quota(need: &QuotaNeed) -> Option<Error> {
         used: need.used,
         requested: need.at_once,
     };
-    Some(facts.into_error().with_hint("Delete snapshots there, or restore without --claim: then nothing moves."))
+    Some(
+        facts
+            .into_error()
+            .with_hint("Delete snapshots there, or restore with --claim-mode no-claim: then nothing moves."),
+    )
 }
 
 #[cfg(test)]
