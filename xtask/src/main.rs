@@ -13,6 +13,7 @@ Usage: cargo xtask COMMAND [ARGUMENTS]
 
   test [--release] [FILTER…]     build the binaries that tests start, then run all tests
   quickstart [--release] [ARG…]  build the binaries, then run `weir quickstart ARG…`
+  sim [SEEDS]                    run so many seeds of the simulation of raft groups (default 10000)
   tidy                           check what neither rustc nor clippy checks
   bench [ARG…]                   run the micro-benchmarks, as `cargo bench` would with ARG…";
 
@@ -32,6 +33,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     match command.as_str() {
         "test" => run::test(rest),
         "quickstart" => run::quickstart(rest),
+        "sim" => run::simulate(rest),
         "tidy" => tidy::check(),
         "bench" => run::bench(rest),
         "help" | "--help" | "-h" => {

@@ -86,6 +86,17 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     succeed(cargo().args(["bench", "--locked", "--package", "weir-benches"]).args(arguments))
 }
 
+/// Runs many seeds of the simulation of raft groups, optimised.
+pub(crate) fn simulate(arguments: &[String]) -> Result<()> {
+    let seeds = match arguments {
+        [] => "10000",
+        [seeds] if seeds.parse::<u64>().is_ok() => seeds,
+        _ => bail!("the only argument is how many seeds to run"),
+    };
+    let arguments = ["test", "--locked", "--release", "--package", "weir-replication", "--lib", "simulation"];
+    succeed(cargo().args(arguments).env("WEIR_SIMULATION_SEEDS", seeds))
+}
+
 /// Builds all binaries of the workspace and returns their directory. The whole workspace at once, so that features, and
 /// with them compiled dependencies, are the same for every command.
 fn build_binaries(profile: Profile) -> Result<PathBuf> {

@@ -4,19 +4,27 @@
 //! A group of one member, which elects itself at start, keeps the same promises with one disk; adding members later
 //! changes nothing for its users.
 //!
-//! Start reading at [`Node::start`]; `ready.rs` owns the order of persisting, sending and applying, `wal.rs` what a
-//! damaged log means.
+//! Start reading at [`Node::start`]; `member.rs` is what runs, `ready.rs` owns the order of persisting, sending and
+//! applying, `wal.rs` what a damaged log means. `simulation/` runs whole groups of the very same members on a network and
+//! on disks that misbehave.
 
 mod disk;
 mod driver;
 mod error;
+mod files;
 mod logger;
 mod machine;
+mod member;
+mod membership;
 mod node;
 mod ready;
+#[cfg(test)]
+mod simulation;
 mod store;
+mod transfer;
 mod wal;
+mod wire;
 
 pub use error::{Error, Result};
 pub use machine::{Alone, Command, StateMachine, Transport};
-pub use node::{Config, MemberChange, Node, NodeId, Role, Status};
+pub use node::{Config, MemberChange, MemberStatus, Node, NodeId, Role, Status};

@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use raft::RawNode;
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_types::ids::Term;
 use weir_types::{Error as UserError, Result as UserResult};
 
-use crate::driver::{Driver, Request};
+use crate::driver;
 use crate::error::{Error, Result};
-use crate::logger::logger;
+use crate::files::Directory;
 use crate::machine::{StateMachine, Transport};
-use crate::store::{Compaction, Store};
+use crate::member::{Member, Request, Shared};
 
 /// Requests that wait for the node's thread; beyond this, callers wait.
 const QUEUE_MAX: usize = 4096;
@@ -60,12 +59,16 @@ pub struct Config {
     pub heartbeat_ticks: usize,
     /// Without a leader's heartbeat for one to two times this, a member stands for election.
     pub election_ticks: usize,
+    /// Without the random part of that time, so that a run can be repeated; members then need different ones.
+    pub fixed_election_ticks: bool,
     /// The log is replaced by a snapshot when it has grown by this many entries,
     pub compact_entries: u64,
     /// or by this many bytes.
     pub compact_bytes: u64,
     /// Entries kept before the snapshot for members that lag a little.
     pub trailing_entries: u64,
+    /// Snapshots go to other members in parts of this size.
+    pub chunk_bytes: usize,
 }
 
 impl Config {
@@ -77,9 +80,11 @@ impl Config {
             tick: Duration::from_millis(100),
             heartbeat_ticks: 2,
             election_ticks: 10,
+            fixed_election_ticks: false,
             compact_entries: 20_000,
             compact_bytes: 8 << 20,
             trailing_entries: 1_000,
+            chunk_bytes: 512 << 10,
         }
     }
 }
@@ -110,13 +115,28 @@ pub struct Status {
     pub stopped: Option<std::result::Result<(), UserError>>,
 }
 
-/// A change of the group's membership, one member at a time.
+/// A change of the group's membership, one member at a time. What is so already succeeds, so that changes may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// Adds a member that votes.
+    /// Adds a member: first it learns, then it votes.
     Add(NodeId),
     /// Removes a member.
     Remove(NodeId),
+}
+
+/// One member of a group, as another one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Which one.
+    pub id: NodeId,
+    /// It has a vote; otherwise it learns.
+    pub votes: bool,
+    /// It leads.
+    pub leads: bool,
+    /// It has answered lately. Only the leader knows.
+    pub active: Option<bool>,
+    /// How many entries of the log it has not confirmed. Only the leader knows.
+    pub lag: Option<u64>,
 }
 
 /// A running member. Clones share it; it stops when [`Node::stop`] is called or the last clone is dropped.
@@ -142,41 +162,22 @@ impl<M: StateMachine> Node<M> {
     /// # Errors
     /// `FAILED_PRECONDITION` if another process uses the directory, `CORRUPT` naming a damaged file, `IO`,
     /// `INVALID_ARGUMENT` for a configuration that raft refuses.
-    pub fn start(config: Config, dir: &Path, mut machine: M, transport: impl Transport) -> UserResult<Self> {
+    pub fn start(config: Config, dir: &Path, machine: M, transport: impl Transport) -> UserResult<Self> {
         if !config.founders.is_empty() && !config.founders.contains(&config.id) {
             return Err(UserError::invalid(format!(
                 "raft member {} is not among the founders of its group",
                 config.id
             )));
         }
-        let voters = config.founders.iter().map(|id| id.get()).collect();
-        let (store, snapshot) = Store::open(dir, voters, || machine.snapshot())?;
-        if let Some(snapshot) = &snapshot {
-            machine.restore(&snapshot.data)?;
-        }
-        let compaction = Compaction {
-            entries_max: config.compact_entries.max(1),
-            bytes_max: config.compact_bytes.max(1),
-            entries_kept: config.trailing_entries,
-        };
-        let raft = RawNode::new(&raft_config(&config, &store), store, &logger())
-            .map_err(|error| UserError::invalid("raft refused its configuration").with_detail(error.to_string()))?;
-
+        let files = Box::new(Directory::open(dir)?);
+        let (member, shared) = Member::open(&config, files, machine, Box::new(transport))?;
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        let machine = Arc::new(RwLock::new(machine));
-        let (status, watching) = watch::channel(Status {
-            role: Role::Follower,
-            term: Term(raft.raft.term),
-            leader: None,
-            serving: false,
-            stopped: None,
-        });
-        let driver = Driver::new(raft, machine.clone(), Box::new(transport), status, compaction);
         std::thread::Builder::new()
             .name("raft".to_owned())
-            .spawn(move || driver.run(queue, config.tick))
+            .spawn(move || driver::run(member, queue, config.tick))
             .map_err(|error| UserError::io("could not start the raft thread", &error))?;
-        Ok(Self { machine, requests, status: watching })
+        let Shared { machine, status } = shared;
+        Ok(Self { machine, requests, status })
     }
 
     /// Proposes a command and returns what applying it returned: it is durable then.
@@ -216,12 +217,22 @@ impl<M: StateMachine> Node<M> {
     }
 
     /// Adds or removes a member and returns once the change is applied here. A member to add is already running, with
-    /// no founders and an empty directory.
+    /// no founders and an empty directory; it is given its vote when it has caught up.
     ///
     /// # Errors
-    /// As [`Node::propose`]; [`Error::ChangeRefused`] while another change is under way.
+    /// As [`Node::propose`]; [`Error::ChangeRefused`] while another change is under way, for a member that does not catch
+    /// up (it stays without a vote, and is added again or removed), and for the last one that votes. A leader that is to
+    /// be removed makes another one lead and answers [`Error::NotLeader`].
     pub async fn change_members(&self, change: MemberChange) -> Result<()> {
         self.ask(|reply| Request::ChangeMembers { change, reply }).await?.map(drop)
+    }
+
+    /// The members of the group, as this node knows them.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub async fn members(&self) -> Result<Vec<MemberStatus>> {
+        self.ask(|reply| Request::Members { reply }).await
     }
 
     /// Hands over a message that another member's [`Transport`] sent. When the node is busy the message is dropped,
@@ -250,7 +261,8 @@ impl<M: StateMachine> Node<M> {
         }
     }
 
-    /// Stops the node and returns once its directory is free for another one. Proposals under way end in
+    /// Stops the node and returns once its directory is free for another one. A leader first makes another member lead,
+    /// if one answers within an election timeout, so that nobody waits for one. Proposals under way end in
     /// [`Error::OutcomeUnknown`].
     pub async fn stop(&self) {
         // It may have stopped by itself already; either way its end is in the status.
@@ -263,20 +275,5 @@ impl<M: StateMachine> Node<M> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::OutcomeUnknown)
-    }
-}
-
-fn raft_config(config: &Config, store: &Store) -> raft::Config {
-    raft::Config {
-        id: config.id.get(),
-        election_tick: config.election_ticks,
-        heartbeat_tick: config.heartbeat_ticks,
-        applied: store.snapshot_index(),
-        max_size_per_msg: 1 << 20,
-        max_inflight_msgs: 256,
-        max_committed_size_per_ready: 16 << 20,
-        check_quorum: true,
-        pre_vote: true,
-        ..raft::Config::default()
     }
 }

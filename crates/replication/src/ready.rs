@@ -1,7 +1,8 @@
 //! The durability order of a member, and the only place that knows it: **persist, then send, then apply**.
 //!
-//! A vote or an entry is on disk before any message that relies on it leaves, and a command is applied only when it is
-//! committed, which includes its being on this disk.
+//! A vote or an entry is on disk before any message that promises it leaves, and a command is applied only when it is
+//! committed and on this disk. What a leader sends promises nothing about its own disk: its entries leave first, so that
+//! all members sync them at the same time, and its own copy counts once it is synced.
 
 use std::sync::Arc;
 
@@ -12,16 +13,20 @@ use raft::{ReadState, SnapshotStatus, StateRole};
 use weir_types::ids::Term;
 use weir_types::{Code, Error as UserError, Result as UserResult};
 
-use crate::driver::{Driver, answer, broken, is_proposed};
 use crate::error::{Error, Result};
 use crate::machine::{Command, StateMachine};
+use crate::member::{Member, answer, broken, is_proposed};
 use crate::node::NodeId;
+use crate::wire::Frame;
 
-impl<M: StateMachine> Driver<M> {
+impl<M: StateMachine> Member<M> {
     /// Does what raft has ready.
     pub(crate) fn on_ready(&mut self) -> UserResult<()> {
         let mut ready = self.raft.ready();
         let (entries, mut hard_state) = (ready.take_entries(), ready.hs().cloned());
+
+        // Send what only a leader has: raft puts everybody else's messages among the others.
+        self.send(ready.take_messages());
 
         // Persist. A snapshot replaces the log, so it comes first; a bare commit index needs no sync.
         if !ready.snapshot().is_empty() {
@@ -36,19 +41,19 @@ impl<M: StateMachine> Driver<M> {
         }
 
         // Send.
-        self.send(ready.take_messages());
         self.send(ready.take_persisted_messages());
 
-        // Apply.
-        self.confirm_barriers(ready.take_read_states());
-        self.apply(ready.take_committed_entries())?;
-
         // What persisting has made possible: on a single member, the very entries are committed by it.
+        let (read_states, committed) = (ready.take_read_states(), ready.take_committed_entries());
         let mut light = self.raft.advance_append(ready);
         if let Some(commit) = light.commit_index() {
             self.raft.mut_store().set_commit(commit);
         }
         self.send(light.take_messages());
+
+        // Apply. Only now: raft does not expect that a leader that is removed learns of it before.
+        self.confirm_barriers(read_states);
+        self.apply(committed)?;
         self.apply(light.take_committed_entries())?;
         self.raft.advance_apply_to(self.applied);
 
@@ -60,13 +65,32 @@ impl<M: StateMachine> Driver<M> {
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             let Some(to) = NodeId::new(message.to) else { continue };
-            match message.write_to_bytes() {
-                Ok(bytes) => self.transport.send(to, bytes.into()),
-                Err(error) => tracing::error!(%error, "could not encode a raft message"),
-            }
-            // Nobody reports whether a snapshot arrived: raft probes the member again, and sends another if need be.
-            if message.get_msg_type() == MessageType::MsgSnapshot {
+            let bytes: Bytes = match message.write_to_bytes() {
+                Ok(bytes) => bytes.into(),
+                Err(error) => {
+                    tracing::error!(%error, "could not encode a raft message");
+                    continue;
+                }
+            };
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                self.transport.send(to, Frame::Raft(bytes).encode());
+            } else if self.transfers.splits(bytes.len()) {
+                tracing::info!(%to, bytes = bytes.len(), "sending a snapshot in chunks");
+                self.transfers.start(self.raft.raft.term, self.raft.raft.id, message.to, bytes);
+            } else {
+                self.transport.send(to, Frame::Raft(bytes).encode());
+                // Nobody reports whether it arrived: raft probes the member again, and sends another if need be.
                 self.raft.report_snapshot(message.to, SnapshotStatus::Finish);
+            }
+        }
+        self.flush_transfers();
+    }
+
+    /// Sends the chunks, and the receipts for chunks, that are due.
+    pub(crate) fn flush_transfers(&mut self) {
+        for (to, frame) in self.transfers.outbox.drain(..) {
+            if let Some(to) = NodeId::new(to) {
+                self.transport.send(to, frame.encode());
             }
         }
     }
@@ -116,7 +140,7 @@ impl<M: StateMachine> Driver<M> {
     }
 
     /// Finds who proposed an applied entry. A proposal at the same index but of another term has been replaced.
-    fn settle(&mut self, entry: &Entry, result: Bytes, answers: &mut Vec<(crate::driver::Reply, Result<Bytes>)>) {
+    fn settle(&mut self, entry: &Entry, result: Bytes, answers: &mut Vec<(crate::member::Reply, Result<Bytes>)>) {
         while self.pending.front().is_some_and(|pending| pending.index <= entry.index) {
             let Some(pending) = self.pending.pop_front() else { return };
             let result = match pending.index == entry.index && pending.term == entry.term {
@@ -142,7 +166,12 @@ impl<M: StateMachine> Driver<M> {
             self.raft.apply_conf_change(&ConfChangeV2::parse_from_bytes(&entry.data).map_err(damaged)?)
         };
         let conf = conf.map_err(|error| broken("could not change the raft group's members", &error))?;
-        tracing::info!(index = entry.index, voters = ?conf.voters, "raft members changed");
+        tracing::info!(index = entry.index, voters = ?conf.voters, learners = ?conf.learners, "raft members changed");
+        let raft = &mut self.raft.raft;
+        if raft.state == StateRole::Leader && !conf.voters.contains(&raft.id) {
+            // Elected while its removal was under way. Raft would let it go on, and trip over its missing vote.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         self.raft.mut_store().persist_members(entry.index, conf)
     }
 

@@ -1,13 +1,12 @@
 //! The log as raft-rs reads it, kept in memory as well as on disk. Memory changes only after the disk has.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use weir_types::{Code, Error, Result};
 
 use crate::disk::Disk;
+use crate::files::Files;
 use crate::wal::{Base, Members, Position, Record};
 
 /// Where a group's log begins.
@@ -43,11 +42,11 @@ impl Store {
     /// # Errors
     /// As [`Disk::open`]; `CORRUPT` if the log contradicts itself.
     pub(crate) fn open(
-        dir: &Path,
+        files: Box<dyn Files>,
         voters: Vec<u64>,
         state: impl FnOnce() -> Bytes,
     ) -> Result<(Self, Option<Snapshot>)> {
-        let (disk, records) = Disk::open(dir, || found(voters, state))?;
+        let (disk, records) = Disk::open(files, || found(voters, state))?;
         let mut store = Self {
             disk,
             base: Base::default(),
@@ -60,7 +59,7 @@ impl Store {
         for record in records {
             let fits = record.base.is_some() || record.entries.first().is_none_or(|first| store.takes(first.index));
             if !fits {
-                return Err(Error::new(Code::Corrupt, format!("the raft log in {} has a gap", dir.display())));
+                return Err(store.damaged("has a gap"));
             }
             store.take(record);
         }
@@ -73,10 +72,7 @@ impl Store {
         }
         store.hard_state.commit = store.hard_state.commit.max(store.snapshot.index);
         if store.last() < store.hard_state.commit {
-            return Err(Error::new(
-                Code::Corrupt,
-                format!("the raft log in {} lacks committed entries", dir.display()),
-            ));
+            return Err(store.damaged("lacks committed entries"));
         }
         store.bytes_at_rewrite = store.disk.log_bytes();
         Ok((store, snapshot))
@@ -123,7 +119,8 @@ impl Store {
     /// member starts from a snapshot, which must know it.
     pub(crate) fn is_due(&self, compaction: &Compaction, applied: u64) -> bool {
         let grown = self.disk.log_bytes().saturating_sub(self.bytes_at_rewrite);
-        applied > self.snapshot.index
+        // After a restart the log is applied again up to the newest membership; nothing before it goes with it.
+        applied > self.snapshot.index.max(self.members.index.saturating_sub(1))
             && (applied - self.snapshot.index >= compaction.entries_max
                 || grown >= compaction.bytes_max
                 || self.members.index > self.snapshot.index)
@@ -213,6 +210,10 @@ impl Store {
         }
     }
 
+    fn damaged(&self, what: &str) -> Error {
+        Error::new(Code::Corrupt, format!("the raft log in {} {what}", self.disk.directory().display()))
+    }
+
     /// Whether an entry at `index` follows what is there, or replaces some of it.
     fn takes(&self, index: u64) -> bool {
         index > self.base.before.index && index <= self.last() + 1
@@ -298,7 +299,9 @@ impl Storage for Store {
     }
 
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.index == 0 || self.snapshot.index < request_index {
+        // A snapshot from before the last change of members would not know the member that needs it.
+        let knows_members = self.members.index <= self.snapshot.index;
+        if self.snapshot.index == 0 || self.snapshot.index < request_index || !knows_members {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         self.disk.read_snapshot(self.snapshot.index).map_err(|error| {

@@ -162,3 +162,47 @@ async fn one_member_grows_to_three_and_survives_losing_the_first() {
     group.network.heal(1);
     assert_eq!(group.applied(1, 20).await, commands(0, 20));
 }
+
+#[tokio::test]
+async fn a_leader_that_stops_hands_over_before_it_goes() {
+    let group = Group::found(&[1, 2, 3], |_| {});
+    let first = group.leader_among(&[1, 2, 3]).await;
+    propose(group.node(first), 0, 5).await;
+    group.node(first).stop().await;
+    let rest: Vec<u64> = [1, 2, 3].into_iter().filter(|member| *member != first).collect();
+    // It waited for its successor, so there is one already, or nearly: the same batch made it one and told the leader.
+    let successor = group.leader_among(&rest).await;
+    propose(group.node(successor), 5, 6).await;
+}
+
+#[tokio::test]
+async fn a_large_state_reaches_a_new_member_in_parts() {
+    let small = |config: &mut Config| config.chunk_bytes = 100;
+    let mut group = Group::found(&[1], small);
+    group.node(1).serving().await.unwrap();
+    propose(group.node(1), 0, 500).await;
+    for member in [2, 3] {
+        let mut config = config(member, &[]);
+        small(&mut config);
+        group.add(config);
+        group.node(1).change_members(MemberChange::Add(id(member))).await.unwrap();
+        assert_eq!(group.applied(member, 500).await, commands(0, 500));
+    }
+    propose(group.node(1), 500, 510).await;
+    assert_eq!(group.applied(3, 510).await, commands(0, 510));
+}
+
+#[tokio::test]
+async fn a_leader_to_be_removed_makes_another_one_lead_which_removes_it() {
+    let group = Group::found(&[1, 2, 3], |_| {});
+    let first = group.leader_among(&[1, 2, 3]).await;
+    propose(group.node(first), 0, 5).await;
+    let removed = group.node(first).change_members(MemberChange::Remove(id(first))).await;
+    let Err(Error::NotLeader { leader: Some(next) }) = removed else { panic!("{removed:?}") };
+    let next = group.leader_among(&[next.get()]).await;
+    group.node(next).change_members(MemberChange::Remove(id(first))).await.unwrap();
+    let members = group.node(next).members().await.unwrap();
+    assert_eq!(members.len(), 2);
+    assert!(members.iter().all(|member| member.id != id(first) && member.votes));
+    propose(group.node(next), 5, 10).await;
+}
