@@ -22,6 +22,8 @@ const TROUBLED_TICKS: u64 = 160;
 const QUIET_TICKS: u64 = 1_500;
 /// So many times a message may cause another one within one tick.
 const ROUNDS_MAX: usize = 8;
+/// Ticks of a member's clock to every 8 of the world's.
+const PACES: [u64; 5] = [8, 8, 8, 7, 6];
 /// Ids of members that are added have these numbers.
 const ADDED: [u64; 2] = [6, 7];
 
@@ -68,7 +70,7 @@ pub(super) struct Running {
     pub(super) machine: Arc<RwLock<Ledger>>,
     pub(super) status: watch::Receiver<Status>,
     inbox: Vec<Request>,
-    /// Ticks of its clock to every 8 of the world's.
+    /// One of [`PACES`].
     pace: u64,
 }
 
@@ -194,6 +196,11 @@ impl World {
         }
         for id in self.ids() {
             let Some(running) = self.places.get_mut(&id).and_then(|place| place.running.as_mut()) else { continue };
+            // Clocks change their pace now and then: with fixed timeouts, members might else stand for election together
+            // for ever, which those with random ones do not.
+            if self.random.chance(20) {
+                running.pace = self.random.pick(&PACES);
+            }
             if (self.now + id) % 8 < running.pace {
                 running.member.tick();
             }
@@ -317,7 +324,7 @@ impl World {
         // Its disk may fail while it starts, but what a crash leaves is never taken for damage.
         match opened {
             Ok((member, Shared { machine, status })) => {
-                let pace = self.random.pick(&[8, 8, 8, 7, 6]);
+                let pace = self.random.pick(&PACES);
                 place.running = Some(Running { member, machine, status, inbox: Vec::new(), pace });
             }
             Err(error) => {
