@@ -85,7 +85,14 @@ fn full() -> State {
     let mut state = State::default();
     for number in 0..JOBS {
         state.apply(Millis(0), new_job(number)).unwrap();
-        let start = StartAttempt { job: job(number), attempt: Attempt(1), placements: vec![], splits: vec![] };
+        let start = StartAttempt {
+            job: job(number),
+            attempt: Attempt(1),
+            placements: vec![],
+            splits: vec![],
+            from: None,
+            passed_over: vec![],
+        };
         state.apply(Millis(0), Command::StartAttempt(start)).unwrap();
         state.apply(Millis(0), Command::ChangeJob { job: job(number), change: JobChange::Run, failure: None }).unwrap();
         for barrier in 1..=ENTRIES_PER_JOB {

@@ -5,10 +5,11 @@ use weir_coordination::checkpoint::{self, Contents};
 use weir_coordination::metadata::{Command, NewJob};
 use weir_proto::pb::client::v1 as pb;
 use weir_state::manifest::Manifest;
-use weir_types::Result;
+use weir_state::verify::Report;
 use weir_types::control::{FromTaskManager, Registration, ToTaskManager};
 use weir_types::deployment::{Placement, Restore, SplitAssignment};
 use weir_types::ids::{Attempt, JobId, RequestId, SnapshotId, TaskManagerId};
+use weir_types::{Error, Result};
 
 /// Events that may wait for the leader; beyond this, whoever brings one waits.
 pub(crate) const QUEUE_MAX: usize = 4096;
@@ -36,7 +37,7 @@ pub(crate) enum Event {
     /// A script was planned and its sources were looked at.
     Planned { request: RequestId, answer: Answer<pb::SubmitReply>, planned: Result<Box<NewJob>> },
     /// All that an attempt needs was read.
-    Prepared { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Prepared> },
+    Prepared { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Prepared, Unprepared> },
     /// A step of a snapshot is done.
     Step { job: JobId, event: checkpoint::Event },
     /// The reader groups and pins have followed a completed snapshot, as far as they could.
@@ -51,6 +52,10 @@ pub(crate) enum Event {
     Swept { snapshot: SnapshotId, result: Result<()> },
     /// A snapshot's files are gone, or could not be removed.
     Removed { snapshot: SnapshotId, result: Result<()> },
+    /// What a TaskManager could not read of a snapshot was read here: the damage that was found, if there is any.
+    Suspected { job: JobId, snapshot: SnapshotId, found: Result<Option<Error>> },
+    /// Every byte of a snapshot was read, or there is no manifest to compare it with.
+    Verified { snapshot: SnapshotId, report: Result<Box<Report>> },
 }
 
 /// A manifest that is to be published.
@@ -73,6 +78,23 @@ pub(crate) struct Prepared {
     pub(crate) restore: Option<Restore>,
 }
 
+/// Why an attempt cannot start.
+#[derive(Debug)]
+pub(crate) enum Unprepared {
+    /// The manifest of its snapshot is damaged or missing.
+    Damaged(Error),
+    /// A stream no longer holds what its snapshot goes on from.
+    CutOff(Error),
+    /// Anything else.
+    Failed(Error),
+}
+
+impl From<Error> for Unprepared {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// What clients want.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -93,6 +115,7 @@ pub(crate) enum Request {
     SetQuota(pb::SetQuotaRequest, Answer<pb::SetQuotaReply>),
     Quotas(pb::ListQuotasRequest, Answer<pb::ListQuotasReply>),
     Explain(String, Answer<pb::SnapshotExplanation>),
+    Verify(String, Answer<pb::VerifySnapshotReply>),
     Delete(pb::DeleteSnapshotRequest, Answer<pb::DeleteSnapshotReply>),
     Annotate(pb::AnnotateSnapshotRequest, Answer<pb::Snapshot>),
     Deleted(pb::ListDeletedRequest, Answer<pb::ListDeletedReply>),

@@ -10,6 +10,7 @@ use weir_coordination::restore::Extent;
 use weir_stream_store::client::StoreClient;
 use weir_types::connector::ConnectorKind;
 use weir_types::deployment::SplitAssignment;
+use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, Operator, OperatorSpec, SourceSpec};
 use weir_types::group::{CheckpointOwner, GroupActor, GroupLimits, GroupMode, GroupSpec, GroupStart};
 use weir_types::ids::{Attempt, GroupName, JobId, OperatorUid, PartitionId, PinHolder, ReaderId, SnapshotId};
@@ -196,6 +197,38 @@ pub(crate) async fn extents(
         extents.insert(source.uid.clone(), partitions.iter().map(extent).collect());
     }
     Ok(extents)
+}
+
+/// What the streams no longer hold of what would have to be read from these positions on; none: it is all there.
+///
+/// # Errors
+/// If the store cannot say.
+pub(crate) async fn lost<'a>(
+    store: &StoreClient,
+    records: &[SourceRecord],
+    positions: impl Iterator<Item = (&'a OperatorUid, &'a SplitPosition)>,
+) -> Result<Option<Error>> {
+    let extents = extents(store, records).await?;
+    let mut lost = Vec::new();
+    let mut highest = Offset(0);
+    for (uid, position) in positions.filter(|(_, position)| !position.finished) {
+        let extent = extents.get(uid).and_then(|splits| splits.get(&position.split));
+        let Some(head) = extent.map(|extent| extent.head).filter(|head| position.offset < *head) else { continue };
+        let stream = records.iter().find(|source| source.uid == *uid).and_then(|source| source.group.as_ref());
+        let stream = stream.map(|group| group.stream.to_string()).unwrap_or_default();
+        let (partition, at) = (splits::parse_partition(&position.split)?, position.offset);
+        let gone = head - at;
+        lost.push(format!(
+            "stream {stream} no longer holds what it goes on from: partition {partition} begins at {head}, the snapshot \
+             is at {at}: {gone} records are gone"
+        ));
+        highest = highest.max(Offset(head));
+    }
+    if lost.is_empty() {
+        return Ok(None);
+    }
+    let error = Error::new(Code::OffsetTruncated, "the streams no longer hold what the snapshot goes on from");
+    Ok(Some(error.with_detail(lost.join("; ")).with_facts(Facts::OffsetTruncated { head: highest })))
 }
 
 fn groups(records: &[SourceRecord]) -> impl Iterator<Item = (&SourceRecord, &ReaderGroup)> {

@@ -4,18 +4,20 @@ use std::path::Path;
 
 use prost::Message;
 use weir_coordination::checkpoint::{Contents, Marked};
-use weir_coordination::metadata::{JobRecord, SnapshotEntry};
+use weir_coordination::metadata::{JobRecord, RecoveryPoint, SnapshotEntry};
 use weir_service::failpoint;
 use weir_state::manifest::{
     AbortMarker, AbortOutcome, Manifest, abort_manifest, delete_manifest, delete_snapshot, encoded_bytes,
     publish_manifest, read_manifest,
 };
 use weir_state::open_store;
+use weir_state::verify::{Report, first_damage, verify_against};
 use weir_types::graph::JobGraph;
-use weir_types::ids::ClusterId;
+use weir_types::ids::{ClusterId, OperatorUid, SnapshotId};
 use weir_types::snapshot::SnapshotKind;
-use weir_types::{Error, Result};
+use weir_types::{Code, Error, Result};
 
+use crate::event::Unprepared;
 use crate::metadata::now;
 
 /// Runs file work on a thread of its own.
@@ -100,9 +102,61 @@ pub(crate) fn marked(found: Option<Contents>) -> Marked {
     if found.is_some() { Marked::Published } else { Marked::Aborted }
 }
 
-/// Reads the manifest of a snapshot.
-pub(crate) async fn read(directory: String) -> Result<Manifest> {
-    blocking(move || read_manifest(open_store(&directory)?.as_ref())).await
+/// Reads the manifest of what an attempt starts from.
+pub(crate) async fn read_named(point: RecoveryPoint) -> Result<Manifest, Unprepared> {
+    let RecoveryPoint { directory, snapshot, .. } = point;
+    let read = blocking(move || {
+        let manifest = read_manifest(open_store(&directory)?.as_ref())?;
+        check_named(&manifest, snapshot.as_ref(), &directory)?;
+        Ok(manifest)
+    });
+    read.await.map_err(|error| if is_damage(&error) { Unprepared::Damaged(error) } else { error.into() })
+}
+
+/// Whether an error about a manifest says that it is not, or not whole, where it must be.
+pub(crate) fn is_damage(error: &Error) -> bool {
+    matches!(error.code, Code::Corrupt | Code::NotFound | Code::FailedPrecondition)
+}
+
+/// Somebody may have put another snapshot in its place.
+fn check_named(manifest: &Manifest, snapshot: Option<&SnapshotId>, directory: &str) -> Result<()> {
+    match snapshot.filter(|snapshot| **snapshot != manifest.snapshot) {
+        None => Ok(()),
+        Some(snapshot) => Err(Error::new(Code::Corrupt, format!("{directory} does not hold snapshot {snapshot}"))
+            .with_detail(format!("the manifest there is that of {}", manifest.snapshot))),
+    }
+}
+
+/// Reads every byte of a snapshot, block by block.
+///
+/// # Errors
+/// If its manifest cannot be read: [`is_damage`] tells whether that is damage. Damage of files is in the report.
+pub(crate) async fn verify(entry: SnapshotEntry) -> Result<Report> {
+    blocking(move || {
+        let store = open_store(&entry.directory)?;
+        let manifest = read_manifest(store.as_ref())?;
+        check_named(&manifest, Some(&entry.id), &entry.directory)?;
+        verify_against(store.as_ref(), manifest, &mut |_bytes| {})
+    })
+    .await
+}
+
+/// Looks for damage in a snapshot's manifest and in the files of one operator.
+///
+/// # Errors
+/// If it cannot be told.
+pub(crate) async fn look_for_damage(entry: SnapshotEntry, operator: Option<OperatorUid>) -> Result<Option<Error>> {
+    let looked = blocking(move || {
+        let store = open_store(&entry.directory)?;
+        let manifest = read_manifest(store.as_ref())?;
+        check_named(&manifest, Some(&entry.id), &entry.directory)?;
+        Ok(operator.and_then(|uid| first_damage(store.as_ref(), manifest, &uid)))
+    });
+    match looked.await {
+        Ok(Some(error)) if !matches!(error.code, Code::Corrupt | Code::NotFound) => Err(error),
+        Err(error) if is_damage(&error) => Ok(Some(error)),
+        other => other,
+    }
 }
 
 /// Removes a snapshot: first its manifest, then its files. A directory that another snapshot has taken stays as it is.

@@ -5,7 +5,8 @@
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Command, Completion, Deleter, NewJob, ReaderGroup, Reserve, RestoreRecord, SourceRecord, StartAttempt, State,
+    Command, Completion, Deleter, NewJob, PassedOver, ReaderGroup, Reserve, RestoreRecord, SourceRecord, StartAttempt,
+    State,
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
 use weir_proto::convert::metadata_state::{decode_state, encode_state};
@@ -24,6 +25,7 @@ use weir_types::retention::{RetentionPolicy, Schedule};
 use weir_types::snapshot::SnapshotKind::{Checkpoint, Savepoint};
 use weir_types::snapshot::{
     Annotations, SharedFile, SnapshotKind, SnapshotState, SnapshotTimings, SourcePositions, SplitPosition, StopMode,
+    Verifier,
 };
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
@@ -79,7 +81,14 @@ fn start(number: u32, attempt: u32) -> Command {
     };
     let splits = vec![SplitAssignment { uid: "src".into(), index: SubtaskIndex(0), position: split() }];
     let (job, attempt) = (job(number), Attempt(attempt));
-    Command::StartAttempt(StartAttempt { job, attempt, placements: vec![placement], splits })
+    Command::StartAttempt(StartAttempt {
+        job,
+        attempt,
+        placements: vec![placement],
+        splits,
+        from: Some("sp-1".to_owned()),
+        passed_over: vec![PassedOver { snapshot: "sp-2".to_owned(), reason: "it is damaged".to_owned() }],
+    })
 }
 
 fn change(number: u32, change: JobChange) -> Command {
@@ -461,6 +470,16 @@ fn command() -> impl Strategy<Value = Command> {
             by: "ada".into()
         }),
         Just(Command::EnforcePolicies),
+        (kind(), 1u64..8, any::<bool>(), any::<bool>()).prop_map(|(kind, number, asked, whole)| Command::Verified {
+            snapshot: snapshot(kind, number),
+            by: if asked { Verifier::Request } else { Verifier::Restore },
+            findings: u64::from(!whole),
+            damage: (!whole).then(|| Error::new(Code::Corrupt, "a flipped bit").with_detail("at 7")),
+        }),
+        (kind(), 1u64..8).prop_map(|(kind, number)| Command::CutOff {
+            snapshot: snapshot(kind, number),
+            reason: "truncated".to_owned(),
+        }),
         (kind(), 1u64..8).prop_map(|(kind, number)| Command::Swept { snapshot: snapshot(kind, number) }),
         (1u32..3, 0u64..8).prop_map(|(number, file)| Command::Released {
             job: job(number),

@@ -85,7 +85,8 @@ pub(crate) enum SnapshotsCommand {
     Export(ExportArgs),
     /// Read every byte of one and compare it with the checksums in its manifest
     Verify {
-        /// Id or directory; a directory needs no cluster
+        /// Id, or directory: an id is verified by the JobManager, which enters the outcome into the catalogue; a directory is
+        /// read here and needs no cluster
         snapshot: String,
     },
 }
@@ -114,7 +115,7 @@ pub(crate) struct ListArgs {
     /// Checkpoints only
     #[arg(long)]
     pub checkpoints: bool,
-    /// In this state only: queued, in-progress, completed, failed, deleting; may be repeated
+    /// In this state only: queued, in-progress, completed, damaged, unrestorable, failed, deleting; may be repeated
     #[arg(long, value_name = "STATE")]
     pub state: Vec<String>,
     /// Failed and refused ones only

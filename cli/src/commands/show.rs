@@ -74,9 +74,16 @@ pub(crate) fn job_detail_json(job: &pb::JobDetail) -> Value {
         .collect();
     let snapshots: Vec<_> = job.recent_snapshots.iter().map(snapshot_json).collect();
     json!({
+        "fallback": job.fallback.as_ref().map(fallback_json),
         "job": job.summary.as_ref().map(job_json), "chains": chains, "snapshots": snapshots, "plan": job.plan,
         "rows_in": job.rows_in, "rows_out": job.rows_out, "late_rows": job.late_rows, "waiting_for": job.waiting_for,
     })
+}
+
+fn fallback_json(fallback: &pb::Fallback) -> Value {
+    let passed = fallback.passed_over.iter();
+    let passed: Vec<_> = passed.map(|of| json!({"snapshot": of.snapshot, "reason": of.reason})).collect();
+    json!({"at_ms": fallback.at_ms, "attempt": fallback.attempt, "to": fallback.to, "passed_over": passed})
 }
 
 /// A job with all its parts, for people.
@@ -84,6 +91,12 @@ pub(crate) fn job_detail_text(job: &pb::JobDetail) -> String {
     let mut text = jobs_table(job.summary.as_slice());
     if let Some(failure) = job.summary.as_ref().and_then(|summary| summary.failure.clone()) {
         text += &format!("\nNewest failure: {}\n", Error::from(failure));
+    }
+    if let Some(pb::Fallback { at_ms, attempt, to, passed_over }) = &job.fallback {
+        text += &format!("\nAttempt {attempt} fell back to {to} at {}:\n", time::moment(*at_ms));
+        for pb::PassedOver { snapshot, reason } in passed_over {
+            text += &format!("  {snapshot} was passed over: {reason}\n");
+        }
     }
     for reason in &job.waiting_for {
         text += &format!("\nWaiting: {reason}\n");

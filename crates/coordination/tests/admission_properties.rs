@@ -136,7 +136,14 @@ impl World {
                 restore: None,
             };
             state.apply(Millis(0), Command::CreateJob(Box::new(new))).unwrap();
-            let start = StartAttempt { job: job(index), attempt: Attempt(1), placements: vec![], splits: vec![] };
+            let start = StartAttempt {
+                job: job(index),
+                attempt: Attempt(1),
+                placements: vec![],
+                splits: vec![],
+                from: None,
+                passed_over: vec![],
+            };
             state.apply(Millis(0), Command::StartAttempt(start)).unwrap();
             let change = JobChange::Run;
             state.apply(Millis(0), Command::ChangeJob { job: job(index), change, failure: None }).unwrap();

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
-    Applied, Command, Completion, Deleter, NewJob, Reserve, RestoreRecord, StartAttempt, State,
+    Applied, Command, Completion, Deleter, NewJob, Recovery, Reserve, RestoreRecord, StartAttempt, State,
 };
 use weir_types::annotations::AnnotationChange;
 use weir_types::error::Facts;
@@ -18,7 +18,7 @@ use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, Sn
 use weir_types::job::JobChange;
 use weir_types::quota::{QuotaDefaults, QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
 use weir_types::restore::{ClaimMode, QuotaNeed};
-use weir_types::snapshot::{Annotations, SharedFile, SnapshotKind};
+use weir_types::snapshot::{Annotations, SharedFile, SnapshotKind, Verifier};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -152,7 +152,14 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
             limits: (words.get(1) != Some(&"none")).then(|| limits(words, "")),
         },
         "job" => {
-            let start = StartAttempt { job: job(words[0]), attempt: Attempt(1), placements: vec![], splits: vec![] };
+            let start = StartAttempt {
+                job: job(words[0]),
+                attempt: Attempt(1),
+                placements: vec![],
+                splits: vec![],
+                from: None,
+                passed_over: vec![],
+            };
             return vec![create(words), Command::StartAttempt(start), change(JobChange::Run)];
         }
         "finish" => change(JobChange::Finish),
@@ -164,7 +171,14 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
             change: AnnotationChange { pinned: Some(true), ..AnnotationChange::default() },
         },
         "restart" => {
-            let start = StartAttempt { job: job(words[0]), attempt: Attempt(2), placements: vec![], splits: vec![] };
+            let start = StartAttempt {
+                job: job(words[0]),
+                attempt: Attempt(2),
+                placements: vec![],
+                splits: vec![],
+                from: None,
+                passed_over: vec![],
+            };
             return vec![change(JobChange::Restart), Command::StartAttempt(start), change(JobChange::Run)];
         }
         "reserve" => reserve(words),
@@ -188,6 +202,12 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
         "released" => {
             Command::Released { job: job(words[0]), names: words[1..].iter().map(|name| (*name).to_owned()).collect() }
         }
+        "damaged" | "whole" => {
+            let damage = (name == "damaged").then(|| Error::new(Code::Corrupt, "scripted"));
+            let findings = u64::from(damage.is_some());
+            Command::Verified { snapshot: snapshot(words[0]), by: Verifier::Request, findings, damage }
+        }
+        "cut-off" => Command::CutOff { snapshot: snapshot(words[0]), reason: "its stream was truncated".to_owned() },
         other => panic!("unknown command {other}"),
     }]
 }
@@ -266,7 +286,7 @@ fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String
             None => "none".to_owned(),
             Some(entry) => format!(
                 "{} charged={} full={} written={} exclusive={} failures={}",
-                entry.state,
+                entry.status(),
                 entry.charged_bytes,
                 entry.bytes,
                 entry.written_bytes,
@@ -298,6 +318,14 @@ fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String
             }
             needs.iter().map(need).collect::<Vec<_>>().join("\n")
         }
+        "recovery" => match state.recovery(&state.jobs[&job(words[0])]) {
+            Recovery::Nothing => "nothing".to_owned(),
+            Recovery::From(point) => {
+                let passed: Vec<_> = point.passed_over.iter().map(|passed| &passed.snapshot).collect();
+                [Some(point.name()), ids("passes over", &passed)].into_iter().flatten().collect::<Vec<_>>().join(" ")
+            }
+            Recovery::Lost(error) => format!("lost {error}"),
+        },
         "unreferenced" => {
             ids("unreferenced", &state.shared.unreferenced(&job(words[0]))).unwrap_or_else(|| "none".to_owned())
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use weir_coordination::scheduler::{Action, Config, Event, JobPlan, Recovered, Scheduler, SlotsOf};
 use weir_types::control::SubtaskStatus;
 use weir_types::deployment::SubtaskState;
+use weir_types::error::Facts;
 use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
 use weir_types::job::JobState;
 use weir_types::time::Millis;
@@ -22,8 +23,12 @@ fn manager(name: &str) -> TaskManagerId {
     TaskManagerId::new(name).unwrap()
 }
 
+/// A code; `state:CODE` says that the snapshot's state could not be read.
 fn error(code: &str) -> Error {
-    Error::new(Code::parse(code).unwrap(), "scripted")
+    match code.strip_prefix("state:") {
+        Some(code) => error(code).with_facts(Facts::StateUnreadable { directory: "/d".to_owned(), operator: None }),
+        None => Error::new(Code::parse(code).unwrap(), "scripted"),
+    }
 }
 
 fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {

@@ -138,7 +138,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::AlreadyExists | Code::FailedPrecondition | Code::Fenced | Code::SequenceGap | Code::GroupInUse => {
             StatusCode::CONFLICT
         }
-        Code::OffsetTruncated => StatusCode::GONE,
+        Code::OffsetTruncated | Code::Unrestorable => StatusCode::GONE,
         Code::QuotaExceeded | Code::GroupLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         Code::Unsupported => StatusCode::NOT_IMPLEMENTED,
         Code::ResourceExhausted | Code::Unavailable | Code::Cancelled => StatusCode::SERVICE_UNAVAILABLE,

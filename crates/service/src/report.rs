@@ -29,6 +29,7 @@ pub fn exit_code(code: Code) -> u8 {
         Code::Cancelled => 18,
         Code::Corrupt => 19,
         Code::Io => 20,
+        Code::Unrestorable => 21,
         _ => 1,
     }
 }

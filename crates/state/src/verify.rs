@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use arrow::array::AsArray;
 use arrow::datatypes::{DataType, UInt64Type};
 use serde::{Deserialize, Serialize};
+use weir_types::ids::OperatorUid;
 use weir_types::snapshot::{StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
@@ -47,6 +48,19 @@ pub struct Report {
 }
 
 impl Report {
+    fn new(manifest: Manifest, foreign: Vec<String>) -> Self {
+        Self {
+            manifest,
+            files_whole: 0,
+            blocks_whole: 0,
+            rows: 0,
+            bytes_read: 0,
+            damage: Vec::new(),
+            damage_unlisted: 0,
+            foreign,
+        }
+    }
+
     /// The first damage; none: the snapshot is whole.
     pub fn first_damage(&self) -> Option<&Error> {
         self.damage.first().map(|damage| &damage.error)
@@ -71,23 +85,37 @@ impl Report {
 /// # Errors
 /// As [`read_manifest`]: without a manifest there is nothing to compare with. Damage of files is in the report.
 pub fn verify(store: &dyn SnapshotStore, progress: &mut dyn FnMut(u64)) -> Result<Report> {
-    let manifest = read_manifest(store)?;
-    let mut report = Report {
-        manifest: manifest.clone(),
-        files_whole: 0,
-        blocks_whole: 0,
-        rows: 0,
-        bytes_read: 0,
-        damage: Vec::new(),
-        damage_unlisted: 0,
-        foreign: foreign(store, &manifest)?,
-    };
-    for file in manifest.files() {
+    verify_against(store, read_manifest(store)?, progress)
+}
+
+/// The same with a manifest that was read before.
+///
+/// # Errors
+/// `IO` if the directory cannot be listed. Damage of files is in the report.
+pub fn verify_against(store: &dyn SnapshotStore, manifest: Manifest, progress: &mut dyn FnMut(u64)) -> Result<Report> {
+    let foreign = foreign(store, &manifest)?;
+    let mut report = Report::new(manifest, foreign);
+    let files: Vec<StateFile> = report.manifest.files().cloned().collect();
+    for file in &files {
         let before = report.findings();
         verify_file(store, file, &mut report, progress);
         report.files_whole += u64::from(report.findings() == before);
     }
     Ok(report)
+}
+
+/// The first damage in the files of one operator, all of whose bytes are read until then; none: they are whole.
+pub fn first_damage(store: &dyn SnapshotStore, manifest: Manifest, operator: &OperatorUid) -> Option<Error> {
+    let files = manifest.operators.iter().filter(|of| of.uid == *operator).flat_map(|of| of.files.clone());
+    let files: Vec<StateFile> = files.collect();
+    let mut report = Report::new(manifest, Vec::new());
+    for file in &files {
+        verify_file(store, file, &mut report, &mut |_bytes| {});
+        if !report.damage.is_empty() {
+            return Some(report.damage.swap_remove(0).error);
+        }
+    }
+    None
 }
 
 fn foreign(store: &dyn SnapshotStore, manifest: &Manifest) -> Result<Vec<String>> {

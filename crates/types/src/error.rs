@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::OperatorUid;
 use crate::quota::QuotaExceeded;
 use crate::stream::Offset;
 
@@ -54,6 +55,8 @@ pub enum Code {
     Cancelled,
     /// Stored bytes are damaged.
     Corrupt,
+    /// A snapshot cannot be restored any more, or none that a job could go on from is left.
+    Unrestorable,
     /// The operating system refused an I/O operation.
     Io,
     /// A broken invariant of Weir's own.
@@ -62,7 +65,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Code; 20] = [
+    pub const ALL: [Code; 21] = [
         Code::InvalidArgument,
         Code::InvalidSql,
         Code::Unsupported,
@@ -81,6 +84,7 @@ impl Code {
         Code::Unavailable,
         Code::Cancelled,
         Code::Corrupt,
+        Code::Unrestorable,
         Code::Io,
         Code::Internal,
     ];
@@ -106,6 +110,7 @@ impl Code {
             Code::Unavailable => "UNAVAILABLE",
             Code::Cancelled => "CANCELLED",
             Code::Corrupt => "CORRUPT",
+            Code::Unrestorable => "UNRESTORABLE",
             Code::Io => "IO",
             Code::Internal => "INTERNAL",
         }
@@ -150,6 +155,14 @@ pub enum Facts {
     SequenceGap {
         /// The next sequence number the store would accept.
         expected: u64,
+    },
+    /// With [`Code::Corrupt`] and [`Code::NotFound`]: a part of the snapshot that an attempt was to start from could not be
+    /// read back. Whether the snapshot is to blame is for the JobManager to find out.
+    StateUnreadable {
+        /// The snapshot's directory.
+        directory: String,
+        /// The operator whose state it is; none: it is the manifest.
+        operator: Option<OperatorUid>,
     },
     /// With [`Code::InvalidSql`] and [`Code::Unsupported`]: where in the script.
     Position {

@@ -55,15 +55,22 @@ pub enum SnapshotState {
     Deleting,
 }
 
-impl fmt::Display for SnapshotState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl SnapshotState {
+    /// As users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             SnapshotState::Queued => "QUEUED",
             SnapshotState::InProgress => "IN_PROGRESS",
             SnapshotState::Completed => "COMPLETED",
             SnapshotState::Failed => "FAILED",
             SnapshotState::Deleting => "DELETING",
-        })
+        }
+    }
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -80,13 +87,37 @@ pub struct Annotations {
     pub pinned: bool,
 }
 
-/// The outcome of reading every byte of a snapshot.
+/// The outcome of comparing a snapshot with its checksums.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
-    /// When it was read.
+    /// When it ended.
     pub at: Millis,
+    /// What made somebody look.
+    pub by: Verifier,
+    /// How much was found wrong; a restore looks no further than the first.
+    pub findings: u64,
     /// The first damage found; none: it is whole.
     pub damage: Option<Error>,
+}
+
+/// What made somebody compare a snapshot with its checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verifier {
+    /// Somebody asked for it: every byte was read.
+    Request,
+    /// A job could not be restored from it: what it had stumbled upon was read again.
+    Restore,
+}
+
+impl Verifier {
+    /// `request` or `restore`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verifier::Request => "request",
+            Verifier::Restore => "restore",
+        }
+    }
 }
 
 /// A barrier as it travels with the data.

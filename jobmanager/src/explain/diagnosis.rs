@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weir_coordination::checkpoint::{SubtaskKey, SubtaskShare};
-use weir_coordination::metadata::{JobRecord, SnapshotEntry};
+use weir_coordination::metadata::{Fallback, JobRecord, SnapshotEntry};
 use weir_proto::pb::client::v1::SnapshotStep;
 use weir_types::event::LogEvent;
-use weir_types::ids::{ChainId, SubtaskIndex};
+use weir_types::ids::{ChainId, SnapshotId, SubtaskIndex};
 use weir_types::snapshot::{SnapshotState, SnapshotTimings};
 use weir_types::time::Millis;
 
@@ -34,7 +34,10 @@ pub(super) fn diagnose(subject: &Subject, timeline: &Timeline) -> Diagnosis {
     let entry = subject.entry.as_ref().map(|(entry, _)| entry);
     let names = Names { record: subject.record.as_ref() };
     let summary = match entry {
-        Some(entry) => summary(entry, &subject.missing, now()),
+        Some(entry) => {
+            let fallback = subject.record.as_ref().and_then(|record| record.fallback.as_ref());
+            summary(entry, &subject.missing, now()) + &fallback.map(|of| fell_back(of, &entry.id)).unwrap_or_default()
+        }
         None => summary_of_removed(subject, timeline),
     };
     let mut hints = Vec::new();
@@ -77,6 +80,19 @@ fn summary(entry: &SnapshotEntry, missing: &[SubtaskKey], now: Millis) -> String
         text += &format!("; it is damaged: {damage}");
     }
     text
+}
+
+/// What the job's last fallback has to do with a snapshot; empty: nothing.
+fn fell_back(fallback: &Fallback, snapshot: &SnapshotId) -> String {
+    let Fallback { at: _, attempt, to, passed_over } = fallback;
+    let passed: Vec<&str> = passed_over.iter().map(|passed| passed.snapshot.as_str()).collect();
+    if to == snapshot.as_str() {
+        format!("; attempt {attempt} of the job fell back to it, because {} cannot be restored", passed.join(", "))
+    } else if passed.contains(&snapshot.as_str()) {
+        format!("; attempt {attempt} of the job passed it over and fell back to {to}")
+    } else {
+        String::new()
+    }
 }
 
 /// The catalogue forgets deleted snapshots, and failures that were repeated.
@@ -214,6 +230,9 @@ fn loads(timeline: &Timeline, names: &Names<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use weir_coordination::metadata::PassedOver;
+    use weir_types::ids::Attempt;
+
     use super::*;
 
     fn event(at_us: u64, message: &str, fields: &[(&str, &str)]) -> LogEvent {
@@ -246,6 +265,27 @@ mod tests {
         ]);
         let steps: Vec<_> = steps(&timeline).into_iter().map(|step| (step.name, step.at_us, step.took_us)).collect();
         assert_eq!(steps, [("reserving".to_owned(), 100, 0), ("reserved".to_owned(), 150, 50)]);
+    }
+
+    #[test]
+    fn a_fallback_is_told_of_the_snapshots_that_had_to_do_with_it() {
+        let of = |name| SnapshotId::new(name).unwrap();
+        let passed = |name: &str| PassedOver { snapshot: name.to_owned(), reason: "it is damaged".to_owned() };
+        let fallback = Fallback {
+            at: Millis(7),
+            attempt: Attempt(3),
+            to: "chk-a-1".to_owned(),
+            passed_over: vec![passed("chk-a-3"), passed("chk-a-2")],
+        };
+        let told = ["chk-a-1", "chk-a-2", "chk-a-4"].map(|name| fell_back(&fallback, &of(name)));
+        assert_eq!(
+            told,
+            [
+                "; attempt 3 of the job fell back to it, because chk-a-3, chk-a-2 cannot be restored",
+                "; attempt 3 of the job passed it over and fell back to chk-a-1",
+                "",
+            ]
+        );
     }
 
     #[test]

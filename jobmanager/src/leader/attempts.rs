@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use weir_coordination::checkpoint::{self, RunningAttempt, SourcePlan};
-use weir_coordination::metadata::{Command, JobRecord, Reply, StartAttempt};
+use weir_coordination::metadata::{Command, JobRecord, RecoveryPoint, Reply, StartAttempt};
 use weir_coordination::scheduler::{self, Action, assign_splits};
 use weir_state::manifest::Manifest;
 use weir_stream_store::client::StoreClient;
@@ -14,7 +14,7 @@ use weir_types::job::JobChange;
 use weir_types::{Code, Error, Result};
 
 use super::{Leader, Then};
-use crate::event::{Event, Prepared};
+use crate::event::{Event, Prepared, Unprepared};
 use crate::metadata::now;
 use crate::{sources, storage};
 
@@ -66,6 +66,9 @@ impl Leader {
     }
 
     fn attempt_running(&mut self, job: &JobId, attempt: Attempt) {
+        if let Some(live) = self.jobs.get_mut(job) {
+            live.start.unconfirmed = 0;
+        }
         let Some(running) = self.state(|state| state.jobs.get(job).map(|record| running_attempt(record, attempt)))
         else {
             return;
@@ -73,32 +76,26 @@ impl Leader {
         self.coordinate(job, checkpoint::Event::Started(running));
     }
 
-    /// Starts the attempt that waits, unless a snapshot is in flight: it may become what the attempt starts from.
+    /// Starts the attempt that waits, unless a snapshot is in flight, which may become what the attempt starts from, or
+    /// the one that it would start from is being looked at.
     pub(super) fn start_pending(&mut self, job: &JobId) {
         let Some(live) = self.jobs.get_mut(job) else { return };
-        if live.coordinator.in_flight().is_some() {
+        if live.coordinator.in_flight().is_some() || live.start.suspected.is_some() {
             return;
         }
         let Some((attempt, placements)) = live.pending_start.take() else { return };
-        let found = self.state(|state| {
-            let record = state.jobs.get(job)?.clone();
-            let from = match state.recovery_point(job) {
-                Some(entry) => Some((entry.directory.clone(), Some(entry.id.clone()))),
-                None => record.restore.as_ref().map(|restore| (restore.directory.clone(), restore.snapshot.clone())),
-            };
-            Some((record, from, state.recovery_point(job).is_none()))
-        });
-        let Some((record, from, pin_start)) = found else { return };
-        match &from {
-            Some((directory, Some(snapshot))) => {
-                tracing::info!(%job, %attempt, %snapshot, directory, "attempt starts from a snapshot");
-            }
-            Some((directory, None)) => tracing::info!(%job, %attempt, directory, "attempt starts from a directory"),
-            None => tracing::info!(%job, %attempt, "attempt starts without state"),
+        let Some(record) = self.state(|state| state.jobs.get(job).cloned()) else { return };
+        let point = match self.next_start(job) {
+            Ok(point) => point,
+            Err(error) => return self.schedule(scheduler::Event::Broken(job.clone(), attempt, error)),
+        };
+        self.note_start(job, attempt, point.as_ref());
+        if let Some(live) = self.jobs.get_mut(job) {
+            live.start.point.clone_from(&point);
         }
         let (job, store) = (job.clone(), self.store.clone());
         self.work(async move {
-            let prepared = prepare(&store, &record, attempt, from.map(|(directory, _)| directory), pin_start).await;
+            let prepared = prepare(&store, &record, attempt, point).await;
             Event::Prepared { job, attempt, placements, prepared }
         });
     }
@@ -121,7 +118,7 @@ impl Leader {
         job: JobId,
         attempt: Attempt,
         placements: Vec<Placement>,
-        prepared: Result<Prepared>,
+        prepared: Result<Prepared, Unprepared>,
     ) {
         // It may have been cancelled, or broken, while it was being prepared; one that has ended meanwhile has its groups
         // again.
@@ -133,16 +130,19 @@ impl Leader {
         }
         match prepared {
             Ok(prepared) => {
+                let point = self.jobs.get(&job).and_then(|live| live.start.point.as_ref());
                 let start = StartAttempt {
                     job: job.clone(),
                     attempt,
                     placements: placements.clone(),
                     splits: prepared.splits.clone(),
+                    from: point.map(RecoveryPoint::name),
+                    passed_over: point.map(|point| point.passed_over.clone()).unwrap_or_default(),
                 };
                 let then = Then::Deploy(job, attempt, placements, Box::new(prepared));
                 self.commit(Command::StartAttempt(start), then);
             }
-            Err(error) => self.schedule(scheduler::Event::Broken(job, attempt, error)),
+            Err(unprepared) => self.on_unprepared(job, attempt, unprepared),
         }
     }
 
@@ -191,18 +191,25 @@ async fn prepare(
     store: &StoreClient,
     record: &JobRecord,
     attempt: Attempt,
-    directory: Option<String>,
-    pin_start: bool,
-) -> Result<Prepared> {
-    let manifest = match &directory {
-        Some(directory) => Some(storage::read(directory.clone()).await?),
+    point: Option<RecoveryPoint>,
+) -> Result<Prepared, Unprepared> {
+    let manifest = match &point {
+        Some(point) => Some(storage::read_named(point.clone()).await?),
         None => None,
     };
     let splits = divide_splits(record, manifest.as_ref())?;
+    if manifest.is_some() {
+        let positions = splits.iter().map(|assignment| (&assignment.uid, &assignment.position));
+        if let Some(lost) = sources::lost(store, &record.sources, positions).await? {
+            return Err(Unprepared::CutOff(lost));
+        }
+    }
+    // One that does not start from its own snapshot pins where it starts.
+    let pin_start = point.as_ref().is_none_or(|point| !point.own);
     sources::assign_groups(store, record, attempt, &splits, pin_start).await?;
     let uids: Vec<_> = record.graph.operators.iter().filter_map(|operator| operator.uid.clone()).collect();
-    let restore = directory.zip(manifest).map(|(directory, manifest)| Restore {
-        directory,
+    let restore = point.zip(manifest).map(|(point, manifest)| Restore {
+        directory: point.directory,
         operators: manifest.operators.into_iter().filter(|operator| uids.contains(&operator.uid)).collect(),
     });
     Ok(Prepared { splits, restore })

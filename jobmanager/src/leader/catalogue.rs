@@ -14,13 +14,8 @@ use super::{Leader, Then, answer};
 use crate::event::{Answer, Event};
 use crate::storage::{self, is_link};
 
-const STATES: [SnapshotState; 5] = [
-    SnapshotState::Queued,
-    SnapshotState::InProgress,
-    SnapshotState::Completed,
-    SnapshotState::Failed,
-    SnapshotState::Deleting,
-];
+/// What [`SnapshotEntry::status`] may say.
+const STATES: [&str; 7] = ["QUEUED", "IN_PROGRESS", "COMPLETED", "DAMAGED", "UNRESTORABLE", "FAILED", "DELETING"];
 
 impl Leader {
     pub(super) fn snapshots_view(&self, request: &pb::ListSnapshotsRequest) -> Result<pb::ListSnapshotsReply> {
@@ -35,7 +30,7 @@ impl Leader {
                 && if states.is_empty() {
                     entry.state != SnapshotState::Deleting || savepoint
                 } else {
-                    states.contains(&entry.state)
+                    states.contains(&entry.status())
                 }
                 && is(request.owner.as_deref(), &entry.owner)
                 && is(request.namespace.as_deref(), &entry.namespace)
@@ -256,12 +251,11 @@ fn moment(at: Millis) -> String {
     moment.map_or_else(|| at.0.to_string(), |moment| moment.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
-fn parse_state(text: &str) -> Result<SnapshotState> {
+fn parse_state(text: &str) -> Result<&'static str> {
     let text = text.replace('-', "_");
-    STATES.into_iter().find(|state| state.to_string().eq_ignore_ascii_case(&text)).ok_or_else(|| {
-        let states: Vec<String> = STATES.iter().map(ToString::to_string).collect();
+    STATES.into_iter().find(|state| state.eq_ignore_ascii_case(&text)).ok_or_else(|| {
         Error::invalid(format!("{text:?} is not a state of a snapshot"))
-            .with_hint(format!("Use {}.", states.join(", ")))
+            .with_hint(format!("Use {}.", STATES.join(", ")))
     })
 }
 

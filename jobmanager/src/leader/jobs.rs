@@ -44,6 +44,7 @@ impl Leader {
             Request::Progress(request, to) => answer(to, self.request_view(&request)),
             Request::SetQuota(request, to) => self.set_quota(request, to),
             Request::Quotas(request, to) => answer(to, self.quotas_view(&request)),
+            Request::Verify(snapshot, to) => self.verify(&snapshot, to),
             Request::Delete(request, to) => self.delete(request, to),
             Request::Annotate(request, to) => self.annotate(request, to),
             Request::Deleted(request, to) => answer(to, self.deleted_view(&request)),
@@ -151,6 +152,7 @@ impl Leader {
             changed: watch::channel(0).0,
             pending_start: None,
             pending_finish: None,
+            start: Default::default(),
         };
         self.jobs.insert(job.clone(), live);
         self.schedule(scheduler::Event::Submitted(plan));

@@ -8,6 +8,7 @@
 mod attempts;
 mod catalogue;
 mod explain;
+mod fallback;
 mod grants;
 mod jobs;
 mod policies;
@@ -18,6 +19,7 @@ mod sessions;
 mod snapshots;
 mod sweeps;
 mod trail;
+mod verifying;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,7 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use weir_coordination::checkpoint::{self, Coordinator, SubtaskKey};
 use weir_coordination::liveness::Liveness;
 use weir_coordination::metadata::{Command, Reply, State};
@@ -35,6 +37,7 @@ use weir_proto::convert::metadata::{decode_reply, encode_command};
 use weir_proto::pb::client::v1 as pb;
 use weir_replication::Node;
 use weir_service::{Shutdown, failpoint};
+use weir_state::verify::Report;
 use weir_stream_store::client::StoreClient;
 use weir_types::control::SubtaskProgress;
 use weir_types::deployment::Placement;
@@ -49,6 +52,7 @@ use crate::explain::Hosts;
 use crate::gc::Collector;
 use crate::metadata::{Machine, now};
 use crate::planning::Planner;
+use fallback::Start;
 use grants::{Account, Amount};
 use sessions::Session;
 use sweeps::Sweep;
@@ -81,6 +85,10 @@ enum Then {
     ManifestGranted(Box<Draft>),
     /// What an earlier JobManager left in flight has ended.
     Settled(SnapshotId),
+    /// A job cannot go on from a snapshot: it goes on from another one.
+    Condemned(JobId),
+    /// What a verification has found is entered.
+    Verified(SnapshotId, Result<Box<Report>>),
     /// The limits of a level are set.
     QuotaSet(QuotaLevel, Answer<pb::SetQuotaReply>),
 }
@@ -94,6 +102,8 @@ struct LiveJob {
     pending_start: Option<(Attempt, Vec<Placement>)>,
     /// The attempt may end as soon as no snapshot is in flight.
     pending_finish: Option<Attempt>,
+    /// What the newest attempt starts from.
+    start: Start,
 }
 
 type Commit = Pin<Box<dyn Future<Output = Result<bytes::Bytes, weir_replication::Error>> + Send>>;
@@ -152,6 +162,9 @@ pub(crate) struct Leader {
     /// Jobs whose scheduled savepoint was asked for: which one, by the time since which it is awaited, and when it is asked
     /// for again if nothing came of it.
     scheduled: BTreeMap<JobId, (Millis, Millis)>,
+    /// Who waits for the verification of which snapshot; one of them is read at a time.
+    verifying: BTreeMap<SnapshotId, Vec<Answer<pb::VerifySnapshotReply>>>,
+    verification: Arc<Semaphore>,
 }
 
 impl Leader {
@@ -223,6 +236,8 @@ impl Leader {
             Event::Settled { snapshot, found } => self.on_settled(snapshot, found),
             Event::Swept { snapshot, result } => self.on_swept(&snapshot, result),
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
+            Event::Suspected { job, snapshot, found } => self.on_suspected(&job, snapshot, found),
+            Event::Verified { snapshot, report } => self.on_verified(snapshot, report),
         }
     }
 
@@ -323,6 +338,8 @@ impl Leader {
             Then::PolicySet(level, to) => self.on_policy_set(&level, reply, to),
             Then::PolicyRemoved(policy, to) => answer(to, reply.map(|_| *policy)),
             Then::Enforced => self.on_enforced(reply),
+            Then::Condemned(job) => self.on_condemned(&job, reply),
+            Then::Verified(snapshot, report) => self.on_verification_committed(&snapshot, report, reply),
         }
     }
 

@@ -4,8 +4,9 @@
 //! marker makes sure that none can appear, and it is aborted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use weir_coordination::checkpoint::Contents;
 use weir_coordination::liveness::Liveness;
 use weir_coordination::metadata::{Command, Completion, Reply, SnapshotEntry};
@@ -85,6 +86,8 @@ impl Leader {
             evictions: BTreeMap::new(),
             enforcing: false,
             scheduled: BTreeMap::new(),
+            verifying: BTreeMap::new(),
+            verification: Arc::new(Semaphore::new(1)),
             node,
             config,
         };

@@ -7,8 +7,7 @@ use weir_coordination::restore::Terms;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::ids::JobId;
 use weir_types::restore::ClaimMode;
-use weir_types::snapshot::SnapshotState;
-use weir_types::{Code, Error, Result};
+use weir_types::{Error, Result};
 
 use super::{Leader, answer};
 use crate::event::Answer;
@@ -21,10 +20,9 @@ impl Leader {
         let allow_non_restored_state = request.allow_non_restored_state;
         let entry = self.state(|state| state.find_snapshot(from).cloned());
         let (directory, snapshot) = match entry {
-            Ok(entry) if entry.state == SnapshotState::Completed => (entry.directory, Some(entry.id)),
             Ok(entry) => {
-                let message = format!("snapshot {} is {} and cannot be restored", entry.id, entry.state);
-                return Err(Error::new(Code::FailedPrecondition, message));
+                entry.check_restorable()?;
+                (entry.directory, Some(entry.id))
             }
             Err(_) if from.starts_with('/') || from.contains("://") => (from.trim_end_matches('/').to_owned(), None),
             Err(error) => {

@@ -95,7 +95,8 @@ impl Leader {
                 self.close_session(from, Some(session), "it has registered twice in one session");
             }
             FromTaskManager::Heartbeat(progress) => self.on_progress(progress),
-            FromTaskManager::Status(status) => {
+            FromTaskManager::Status(mut status) => {
+                self.suspect(&mut status);
                 if let SubtaskState::Failed(error) = &status.state {
                     tracing::warn!(subtask = %status.subtask, code = %error.code, %error, "subtask failed");
                 }

@@ -112,6 +112,7 @@ impl Leader {
                     .collect(),
                 plan: record.plan.clone(),
                 waiting_for: self.scheduler.waiting_for(now(), job),
+                fallback: record.fallback.as_ref().map(Into::into),
                 chains,
             })
         })

@@ -143,6 +143,13 @@ impl Client for Service {
         self.ask(|answer| Asked::Quotas(request.into_inner(), answer)).await
     }
 
+    async fn verify_snapshot(
+        &self,
+        request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<pb::VerifySnapshotReply>, Status> {
+        self.ask(|answer| Asked::Verify(request.into_inner().snapshot, answer)).await
+    }
+
     async fn delete_snapshot(
         &self,
         request: Request<pb::DeleteSnapshotRequest>,

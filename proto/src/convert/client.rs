@@ -1,6 +1,6 @@
 //! The client API: job states, and the catalogue as clients see it.
 
-use weir_coordination::metadata::SnapshotEntry;
+use weir_coordination::metadata::{Fallback, PassedOver, SnapshotEntry};
 use weir_types::job::JobState;
 use weir_types::quota::QuotaLimits;
 use weir_types::snapshot::SnapshotKind;
@@ -90,7 +90,7 @@ impl From<&SnapshotEntry> for pb::Snapshot {
             job_name: entry.job_name.clone(),
             owner: entry.owner.clone(),
             namespace: entry.namespace.clone(),
-            state: entry.state.to_string(),
+            state: entry.status().to_owned(),
             triggered_at_ms: entry.triggered_at.0,
             ended_at_ms: entry.ended_at.map_or(0, |at| at.0),
             directory: entry.directory.clone(),
@@ -123,6 +123,17 @@ impl From<&SnapshotEntry> for pb::Snapshot {
             holders: Vec::new(),
             evicted: Vec::new(),
             claim: entry.claim.as_ref().map(Into::into),
+            verified_by: entry.verified.as_ref().map(|verified| verified.by.as_str().to_owned()).unwrap_or_default(),
+            findings: entry.verified.as_ref().map_or(0, |verified| verified.findings),
         }
+    }
+}
+
+impl From<&Fallback> for pb::Fallback {
+    fn from(fallback: &Fallback) -> Self {
+        let Fallback { at, attempt, to, passed_over } = fallback;
+        let passed =
+            |passed: &PassedOver| pb::PassedOver { snapshot: passed.snapshot.clone(), reason: passed.reason.clone() };
+        Self { at_ms: at.0, attempt: attempt.0, to: to.clone(), passed_over: passed_over.iter().map(passed).collect() }
     }
 }

@@ -42,7 +42,7 @@ fn grpc_code(code: Code) -> GrpcCode {
         Code::Timeout => GrpcCode::DeadlineExceeded,
         Code::Unavailable => GrpcCode::Unavailable,
         Code::Cancelled => GrpcCode::Cancelled,
-        Code::Corrupt => GrpcCode::DataLoss,
+        Code::Corrupt | Code::Unrestorable => GrpcCode::DataLoss,
         _ => GrpcCode::Internal,
     }
 }

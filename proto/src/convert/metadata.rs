@@ -73,6 +73,15 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
             by: by.clone(),
         }),
         Command::EnforcePolicies => Wire::EnforcePolicies(pb::EnforcePolicies {}),
+        Command::Verified { snapshot, by, findings, damage } => Wire::Verified(pb::Verified {
+            snapshot: snapshot.to_string(),
+            by: pb::Verifier::from(*by).into(),
+            findings: *findings,
+            damage: damage.as_ref().map(Into::into),
+        }),
+        Command::CutOff { snapshot, reason } => {
+            Wire::CutOff(pb::CutOff { snapshot: snapshot.to_string(), reason: reason.clone() })
+        }
     };
     pb::Command { version: VERSION, now_ms: now.0, command: Some(wire) }.encode_to_vec()
 }
@@ -131,6 +140,14 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
             by,
         },
         Wire::EnforcePolicies(pb::EnforcePolicies {}) => Command::EnforcePolicies,
+        Wire::Verified(verified) => {
+            let by = verified.by().into();
+            let pb::Verified { snapshot, by: _, findings, damage } = verified;
+            Command::Verified { snapshot: SnapshotId::new(snapshot)?, by, findings, damage: damage.map(Into::into) }
+        }
+        Wire::CutOff(pb::CutOff { snapshot, reason }) => {
+            Command::CutOff { snapshot: SnapshotId::new(snapshot)?, reason }
+        }
     };
     Ok((Millis(now_ms), command))
 }
@@ -285,8 +302,10 @@ impl TryFrom<pb::RestoreFrom> for RestoreRecord {
 
 impl From<&StartAttempt> for pb::StartAttempt {
     fn from(start: &StartAttempt) -> Self {
-        let StartAttempt { job, attempt, placements, splits } = start;
+        let StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
         Self {
+            from: from.clone().unwrap_or_default(),
+            passed_over: passed_over.iter().map(Into::into).collect(),
             job: job.to_string(),
             attempt: attempt.0,
             placements: placements.iter().map(Into::into).collect(),
@@ -299,8 +318,10 @@ impl TryFrom<pb::StartAttempt> for StartAttempt {
     type Error = Error;
 
     fn try_from(start: pb::StartAttempt) -> Result<Self> {
-        let pb::StartAttempt { job, attempt, placements, splits } = start;
+        let pb::StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
         Ok(Self {
+            from: nonempty(from),
+            passed_over: passed_over.into_iter().map(Into::into).collect(),
             job: JobId::new(job)?,
             attempt: Attempt(attempt),
             placements: all(placements)?,

@@ -4,7 +4,7 @@ use prost::Message;
 use weir_coordination::metadata::{Answered, JobRecord, NewJob, Quotas, Reserve, SnapshotEntry, State};
 use weir_types::ids::{Attempt, BarrierId, ClusterId, Parallelism, RequestId, SnapshotId};
 use weir_types::job::JobState;
-use weir_types::snapshot::{SnapshotState, Verification};
+use weir_types::snapshot::SnapshotState;
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
@@ -99,6 +99,8 @@ impl From<&JobRecord> for pb::Job {
             splits,
             last_barrier,
             stopped_by,
+            took_snapshot,
+            fallback,
         } = job;
         Self {
             new_job: Some(pb::NewJob {
@@ -124,6 +126,8 @@ impl From<&JobRecord> for pb::Job {
             splits: splits.iter().map(Into::into).collect(),
             last_barrier: last_barrier.0,
             stopped_by: optional(stopped_by.as_ref()),
+            took_snapshot: *took_snapshot,
+            fallback: fallback.as_ref().map(Into::into),
         }
     }
 }
@@ -146,6 +150,8 @@ impl TryFrom<pb::Job> for JobRecord {
             splits,
             last_barrier,
             stopped_by,
+            took_snapshot,
+            fallback,
         } = job;
         let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } =
             required("job", new_job)?.try_into()?;
@@ -170,6 +176,8 @@ impl TryFrom<pb::Job> for JobRecord {
             splits: all(splits)?,
             last_barrier: BarrierId(last_barrier),
             stopped_by: nonempty(stopped_by).map(SnapshotId::new).transpose()?,
+            took_snapshot,
+            fallback: fallback.map(Into::into),
         })
     }
 }
@@ -356,17 +364,5 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             failures,
             first_failed_at: first_failed_at_ms.map(Millis),
         })
-    }
-}
-
-impl From<&Verification> for pb::Verification {
-    fn from(verification: &Verification) -> Self {
-        Self { at_ms: verification.at.0, damage: verification.damage.as_ref().map(Into::into) }
-    }
-}
-
-impl From<pb::Verification> for Verification {
-    fn from(verification: pb::Verification) -> Self {
-        Self { at: Millis(verification.at_ms), damage: verification.damage.map(Into::into) }
     }
 }

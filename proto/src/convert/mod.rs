@@ -13,6 +13,7 @@ pub mod graph;
 pub mod group;
 pub mod metadata;
 mod metadata_quota;
+mod metadata_recovery;
 pub mod metadata_state;
 pub mod store;
 

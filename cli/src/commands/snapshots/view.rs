@@ -37,8 +37,12 @@ pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
             json!({"uid": source.uid, "split": source.split, "offset": source.offset, "finished": source.finished})
         })
         .collect();
-    let verified = (snapshot.verified_at_ms > 0)
-        .then(|| json!({"at_ms": snapshot.verified_at_ms, "damage": failure_json(snapshot.damage.as_ref())}));
+    let verified = (snapshot.verified_at_ms > 0).then(|| {
+        json!({
+            "at_ms": snapshot.verified_at_ms, "by": snapshot.verified_by, "findings": snapshot.findings,
+            "damage": failure_json(snapshot.damage.as_ref()),
+        })
+    });
     json!({
         "id": snapshot.id, "kind": kind(snapshot), "name": snapshot.name, "note": snapshot.note,
         "labels": snapshot.labels, "pinned": snapshot.pinned, "job": snapshot.job, "job_name": snapshot.job_name,
@@ -200,12 +204,19 @@ pub(crate) fn snapshot_text(snapshot: &pb::Snapshot) -> String {
             text += &format!("{what} {value}\n");
         }
     }
-    match &snapshot.damage {
-        Some(damage) => text += &format!("Found damaged: {}\n", Error::from(damage.clone())),
-        None if snapshot.verified_at_ms > 0 => {
-            text += &format!("Verified {}\n", time::moment(snapshot.verified_at_ms));
-        }
-        None => {}
+    if snapshot.verified_at_ms > 0 {
+        let at = time::moment(snapshot.verified_at_ms);
+        text += &match &snapshot.damage {
+            None => format!("Verified {at}: whole\n"),
+            Some(damage) => {
+                let by = if snapshot.verified_by == "restore" { ", when a job was to be restored from it" } else { "" };
+                let more = match snapshot.findings {
+                    0 | 1 => String::new(),
+                    findings => format!(", and {} more", count(findings - 1)),
+                };
+                format!("Found damaged {at}{by}: {}{more}\n", Error::from(damage.clone()))
+            }
+        };
     }
     for evicted in &snapshot.evicted {
         text += &format!("Savepoint {} was deleted to make room, {}\n", evicted.id, bytes(evicted.bytes));

@@ -74,6 +74,7 @@ impl State {
         let restores = |job: &&JobRecord| {
             job.restore.as_ref().is_some_and(|restore| restore.snapshot.as_ref() == Some(snapshot))
                 && self.recovery_point(&job.id).is_none()
+                && self.snapshots.get(snapshot).is_some_and(|entry| entry.fault().is_none())
         };
         let restored = self.jobs.values().filter(running).filter(restores);
         own.map(|job| (job, Need::Restart)).into_iter().chain(restored.map(|job| (job, Need::Restore))).collect()
@@ -98,8 +99,8 @@ impl State {
 
     /// Marks what a job owns and what is superseded: all but the newest `retained`, and but what somebody needs.
     pub(super) fn retire(&mut self, now: Millis, job: &JobId, retained: usize) -> Vec<SnapshotId> {
-        let superseded = self.retirable(job).skip(retained).filter(|id| self.needs(id).is_empty());
-        let superseded: Vec<SnapshotId> = superseded.collect();
+        let mut superseded = self.superseded(job, retained);
+        superseded.retain(|id| self.needs(id).is_empty());
         for id in &superseded {
             self.mark(now, id, Deleter::System);
         }
@@ -145,6 +146,7 @@ impl State {
             return Err(refused(format!("snapshot {id} cannot be restored any more"))
                 .with_detail(format!("it is {}", entry.state)));
         }
+        entry.check_restorable()?;
         if restore.claim == ClaimMode::NoClaim {
             return Ok(());
         }

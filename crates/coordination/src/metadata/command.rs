@@ -7,11 +7,11 @@ use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, Sn
 use weir_types::job::JobChange;
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::retention::RetentionPolicy;
-use weir_types::snapshot::{Annotations, SnapshotKind};
+use weir_types::snapshot::{Annotations, SnapshotKind, Verifier};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
-use super::{Deleter, RestoreRecord, SourceRecord};
+use super::{Deleter, PassedOver, RestoreRecord, SourceRecord};
 use crate::checkpoint::{Contents, Trigger};
 
 /// One change of the replicated state.
@@ -118,6 +118,24 @@ pub enum Command {
     },
     /// Marks for deletion what no policy keeps any more.
     EnforcePolicies,
+    /// A completed snapshot was compared with its checksums.
+    Verified {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What made somebody look.
+        by: Verifier,
+        /// How much was found wrong.
+        findings: u64,
+        /// The first of it.
+        damage: Option<Error>,
+    },
+    /// A stream no longer holds what a completed snapshot goes on from.
+    CutOff {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What was lost and how, in words.
+        reason: String,
+    },
 }
 
 /// A planned job.
@@ -156,6 +174,10 @@ pub struct StartAttempt {
     pub placements: Vec<Placement>,
     /// Who reads what.
     pub splits: Vec<SplitAssignment>,
+    /// Id or directory of the snapshot that it starts from.
+    pub from: Option<String>,
+    /// Newer snapshots that cannot be restored.
+    pub passed_over: Vec<PassedOver>,
 }
 
 /// Asks for a snapshot's admission.

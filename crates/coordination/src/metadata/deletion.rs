@@ -109,6 +109,7 @@ impl State {
             SnapshotState::Completed => {}
         }
         if entry.kind == SnapshotKind::Checkpoint
+            && entry.fault().is_none()
             && self.jobs.get(&entry.job).is_some_and(|job| !job.state.is_terminal())
         {
             return Err(refused(format!("{id} is a checkpoint: its job retires it"))
@@ -211,11 +212,7 @@ impl SnapshotEntry {
 /// What a job could surely be restored from: of the snapshots that count, the newest that was verified, or if none was, the
 /// newest complete one; none that is known to be damaged or cut off from its sources.
 fn last_good<'a>(counts: impl Iterator<Item = &'a SnapshotEntry>) -> Option<&'a SnapshotEntry> {
-    let is_good = |entry: &&SnapshotEntry| {
-        entry.state == SnapshotState::Completed
-            && entry.unrestorable.is_none()
-            && entry.verified.as_ref().is_none_or(|verified| verified.damage.is_none())
-    };
+    let is_good = |entry: &&SnapshotEntry| entry.fault().is_none();
     counts.filter(is_good).max_by_key(|entry| (entry.is_verified(), entry.ended_at, entry.barrier))
 }
 
@@ -239,7 +236,7 @@ mod tests {
     use weir_types::annotations::AnnotationChange;
     use weir_types::ids::RequestId;
     use weir_types::job::JobChange;
-    use weir_types::snapshot::Verification;
+    use weir_types::snapshot::Verifier;
 
     use super::super::fixture::{change, delete, fail, job, reserve, run, savepoint, take};
     use super::super::{Command, State};
@@ -253,7 +250,8 @@ mod tests {
     }
 
     fn verify(state: &mut State, snapshot: &SnapshotId, damage: Option<Error>) {
-        state.snapshots.get_mut(snapshot).unwrap().verified = Some(Verification { at: Millis(1), damage });
+        let (snapshot, findings) = (snapshot.clone(), u64::from(damage.is_some()));
+        state.apply(Millis(1), Command::Verified { snapshot, by: Verifier::Request, findings, damage }).unwrap();
     }
 
     /// The refusal's message and detail.

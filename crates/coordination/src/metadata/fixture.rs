@@ -48,7 +48,8 @@ pub(super) fn run(state: &mut State, number: u32, name: &str, restore: Option<Sn
     };
     state.apply(Millis(1), Command::CreateJob(Box::new(new))).unwrap();
     let (placements, splits) = (Vec::new(), Vec::new());
-    let start = StartAttempt { job: job(number), attempt: Attempt(1), placements, splits };
+    let start =
+        StartAttempt { job: job(number), attempt: Attempt(1), placements, splits, from: None, passed_over: Vec::new() };
     state.apply(Millis(1), Command::StartAttempt(start)).unwrap();
     change(state, 1, number, JobChange::Run);
 }

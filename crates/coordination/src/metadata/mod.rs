@@ -17,6 +17,7 @@ mod fixture;
 mod policy;
 mod queue;
 mod record;
+mod recovery;
 mod shared;
 mod snapshots;
 mod usage;
@@ -37,6 +38,7 @@ pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAtt
 pub use deletion::{DeletedRecord, Deleter, Deletion};
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
+pub use recovery::{Fallback, PassedOver, Recovery, RecoveryPoint};
 pub use shared::{SharedFiles, SharedRecord};
 pub use usage::Usage;
 
@@ -102,7 +104,7 @@ impl State {
                 let request = job.request.clone();
                 self.once(request, |state| state.create_job(now, *job))
             }
-            Command::StartAttempt(start) => self.start_attempt(start),
+            Command::StartAttempt(start) => self.start_attempt(now, start),
             Command::ChangeJob { job, change, failure } => self.change_job(now, &job, change, failure),
             Command::Reserve(reserve) => {
                 let request = reserve.request.clone();
@@ -121,6 +123,8 @@ impl State {
                 self.once(request, |state| state.set_policy(now, level, policy, by))
             }
             Command::EnforcePolicies => self.enforce_policies(now),
+            Command::Verified { snapshot, by, findings, damage } => self.verified(now, &snapshot, by, findings, damage),
+            Command::CutOff { snapshot, reason } => self.cut_off(&snapshot, reason),
         }
     }
 
@@ -165,12 +169,6 @@ impl State {
     pub fn snapshots_of<'a>(&'a self, job: &'a JobId) -> Vec<&'a SnapshotEntry> {
         let all = self.snapshots.of_job(job).into_iter().flat_map(|sums| &sums.all);
         all.filter_map(|(_, id)| self.snapshots.get(id)).collect()
-    }
-
-    /// What a job restarts from: its newest completed snapshot of either kind.
-    pub fn recovery_point(&self, job: &JobId) -> Option<&SnapshotEntry> {
-        let (_, newest) = self.snapshots.of_job(job)?.completed.last()?;
-        self.snapshots.get(newest)
     }
 
     /// Runs `act` unless the request was answered before; remembers the answer, unless it may differ the next time.
@@ -234,6 +232,8 @@ impl State {
                 splits: Vec::new(),
                 last_barrier: BarrierId(0),
                 stopped_by: None,
+                took_snapshot: false,
+                fallback: None,
             },
         );
         Ok(applied)
@@ -258,8 +258,8 @@ impl State {
         }
     }
 
-    fn start_attempt(&mut self, start: StartAttempt) -> Reply {
-        let StartAttempt { job, attempt, placements, splits } = start;
+    fn start_attempt(&mut self, now: Millis, start: StartAttempt) -> Reply {
+        let StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
         let record = self.jobs.get_mut(&job).ok_or_else(|| no_job(job.as_str()))?;
         if attempt <= record.attempt {
             return Err(Error::fenced(format!("attempt {attempt} of job {job} is not newer than {}", record.attempt)));
@@ -268,6 +268,9 @@ impl State {
         record.attempt = attempt;
         record.placements = placements;
         record.splits = splits;
+        if let Some(to) = from.filter(|_| !passed_over.is_empty()) {
+            record.fallback = Some(Fallback { at: now, attempt, to, passed_over });
+        }
         Ok(Applied { job: Some(job), ..Applied::default() })
     }
 

@@ -10,7 +10,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePosit
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
-use super::{Claim, Deletion};
+use super::{Claim, Deletion, Fallback};
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -56,6 +56,10 @@ pub struct JobRecord {
     pub last_barrier: BarrierId,
     /// The completed savepoint of a stop: the job never restarts.
     pub stopped_by: Option<SnapshotId>,
+    /// It has completed a snapshot: from then on it never begins from nothing.
+    pub took_snapshot: bool,
+    /// The last attempt that did not start from the newest snapshot.
+    pub fallback: Option<Fallback>,
 }
 
 impl JobRecord {

@@ -122,6 +122,7 @@ impl State {
             if stops {
                 record.stopped_by = Some(snapshot.clone());
             }
+            record.took_snapshot = true;
             if !record.state.is_terminal() {
                 retained = record.checkpoints_retained();
             }
@@ -158,7 +159,7 @@ impl State {
     /// What the completion of one more checkpoint will retire.
     pub fn superseded_by_next(&self, job: &JobId) -> Vec<SnapshotId> {
         let retained = self.jobs.get(job).map_or(1, JobRecord::checkpoints_retained);
-        self.retirable(job).skip(retained - 1).collect()
+        self.superseded(job, retained - 1)
     }
 
     /// The entry of a reservation, by its nonce.

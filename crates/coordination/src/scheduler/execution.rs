@@ -9,7 +9,7 @@ use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, TaskManag
 use weir_types::job::{JobChange, JobState};
 use weir_types::time::Millis;
 
-use super::{Action, Config, JobPlan, is_fatal};
+use super::{Action, Config, JobPlan, is_fatal, is_unreadable_state};
 use crate::checkpoint::SubtaskKey;
 
 /// State of a subtask of the newest attempt; they only advance.
@@ -258,7 +258,7 @@ impl Execution {
         let exhausted = self.plan.restart_attempts_max.is_some_and(|max| self.restarts >= max);
         if self.stopped {
             // The savepoint is complete, and that was what the job still had to do.
-        } else if exhausted || is_fatal(&error) {
+        } else if !is_unreadable_state(&error) && (exhausted || is_fatal(&error)) {
             self.change(JobChange::Fail, Some(error), out);
         } else {
             self.restarts += 1;

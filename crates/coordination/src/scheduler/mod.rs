@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weir_types::control::SubtaskStatus;
 use weir_types::deployment::{Placement, SplitAssignment};
+use weir_types::error::Facts;
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, ChainId, JobId, OperatorUid, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
 use weir_types::job::{JobChange, JobState};
@@ -292,5 +293,12 @@ fn is_fatal(error: &Error) -> bool {
             | Code::NotFound
             | Code::OffsetTruncated
             | Code::Corrupt
+            | Code::Unrestorable
     )
+}
+
+/// Whether an attempt could not read what it was to start from: the next one may start from something else, and fails if
+/// there is nothing else.
+fn is_unreadable_state(error: &Error) -> bool {
+    matches!(error.facts.as_deref(), Some(Facts::StateUnreadable { .. }))
 }

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use tracing::info;
 use weir_state::{RestoredOperator, open_store};
 use weir_types::deployment::ChannelId;
+use weir_types::error::Facts;
 use weir_types::graph::{Exchange, Operator, OperatorSpec, SourceSpec};
 use weir_types::ids::OperatorId;
-use weir_types::{Error, Result};
+use weir_types::{Code, Error, Result};
 
 use super::snapshot::Snapshots;
 use super::{Input, Phase, Subtask, SubtaskContext};
@@ -184,7 +185,13 @@ impl<'a> Builder<'a> {
         let (restore, uid, range) = (Arc::clone(restore), uid.clone(), self.plan.key_range);
         let loaded = self.files.spawn_blocking(move || {
             let parts: Vec<_> = restore.operators.iter().filter(|snapshot| snapshot.uid == uid).cloned().collect();
-            RestoredOperator::load(open_store(&restore.directory)?.as_ref(), &parts, range)
+            let loaded = open_store(&restore.directory)
+                .and_then(|directory| RestoredOperator::load(directory.as_ref(), &parts, range));
+            loaded.map_err(|error| match error.code {
+                Code::Corrupt | Code::NotFound => error
+                    .with_facts(Facts::StateUnreadable { directory: restore.directory.clone(), operator: Some(uid) }),
+                _ => error,
+            })
         });
         let mut state = loaded
             .await

@@ -28,15 +28,20 @@ async fn directory(global: &Global, snapshot: String) -> Result<String> {
     if place.contains('/') {
         return Ok(place);
     }
-    let mut jobmanager = connect::jobmanager(global).await.map_err(|error| {
+    let mut jobmanager = whoever_knows(global).await?;
+    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: place };
+    let found = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    Ok(found.directory)
+}
+
+/// The JobManager that knows a snapshot by its id.
+async fn whoever_knows(global: &Global) -> Result<connect::JobManager> {
+    connect::jobmanager(global).await.map_err(|error| {
         error.with_hint(
             "Snapshots named by id are looked up at a JobManager: name one with --jobmanager HOST:PORT, or give the \
              snapshot's directory.",
         )
-    })?;
-    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: place };
-    let found = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
-    Ok(found.directory)
+    })
 }
 
 async fn open(global: &Global, snapshot: String) -> Result<Snapshot> {
@@ -107,19 +112,35 @@ fn one_table(found: usize) -> Error {
         .with_hint("Choose one with --table, or give a directory that exists as --output.")
 }
 
-/// `weir snapshots verify`.
+/// `weir snapshots verify`: a directory is read here, a snapshot of the catalogue by the JobManager, which enters there
+/// what it has found.
 pub(super) async fn verify(global: &Global, snapshot: String) -> Result<()> {
-    let directory = directory(global, snapshot).await?;
-    let mut progress = output::Progress::new();
-    let show = &mut |bytes| progress.show(&format!("{} read", output::bytes(bytes)));
-    let report = weir_inspect::snapshot::verify_directory(&directory, show)?;
-    progress.clear();
+    let place = local_path(snapshot)?;
+    let (directory, report) =
+        if place.contains('/') { verify_here(place)? } else { verify_there(global, place).await? };
     if global.json {
         output::print_json(&report::verification_json(&directory, &report))?;
     } else {
         output::print(&report::verification(&report))?;
     }
     damaged(&report)
+}
+
+fn verify_here(directory: String) -> Result<(String, Report)> {
+    let mut progress = output::Progress::new();
+    let show = &mut |bytes| progress.show(&format!("{} read", output::bytes(bytes)));
+    let report = weir_inspect::snapshot::verify_directory(&directory, show)?;
+    progress.clear();
+    Ok((directory, report))
+}
+
+async fn verify_there(global: &Global, snapshot: String) -> Result<(String, Report)> {
+    let mut jobmanager = whoever_knows(global).await?;
+    let request = pb::SnapshotRequest { request_id: String::new(), snapshot };
+    let reply = jobmanager.verify_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let report = serde_json::from_str(&reply.report)
+        .map_err(|error| Error::internal("the JobManager's report does not read").with_detail(error.to_string()))?;
+    Ok((reply.directory, report))
 }
 
 /// Damage is an error, after the report.
