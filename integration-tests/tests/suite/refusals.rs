@@ -2,7 +2,7 @@
 
 use weir_integration_tests::cluster::{Cluster, Ran};
 
-use crate::support::{append, has_read, readings, submit, totals_script};
+use crate::support::{append, copy, has_read, readings, submit, totals_script};
 
 /// The first line of an error, and its exit code.
 fn refusal(ran: &Ran) -> (i32, &str) {
@@ -55,7 +55,9 @@ async fn a_missing_or_damaged_savepoint_is_refused_before_the_job_starts() {
     let job = submit(&cluster, &totals_script("1 s"), &[]);
     has_read(&cluster, &job, 1_000).await;
     let savepoint = cluster.weir_json(&["stop", &job]);
-    let directory = savepoint["directory"].as_str().expect("a directory");
+    // A copy: what becomes of savepoints of the catalogue is entered there.
+    let directory = &cluster.path("copy");
+    copy(savepoint["directory"].as_str().expect("a directory"), directory);
     let files = || std::fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path());
     let state = files().find(|path| path.extension().is_some_and(|kind| kind == "arrow")).expect("a state file");
     let whole = std::fs::read(&state).expect("a readable file");

@@ -1,8 +1,11 @@
 //! Input and scripts that several tests use.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use weir_integration_tests::cluster::Cluster;
 use weir_integration_tests::jobs::{job_in_state, job_until};
 use weir_proto::pb::client::v1::JobState;
@@ -87,4 +90,67 @@ pub(crate) async fn drain(cluster: &Cluster, job: &str) -> Value {
 pub(crate) fn rows_covered(snapshot: &Value) -> u64 {
     let sources = snapshot["sources"].as_array().expect("sources");
     sources.iter().map(|source| source["offset"].as_u64().expect("an offset")).sum()
+}
+
+/// Copies a snapshot's directory, whose files all lie in it.
+pub(crate) fn copy(from: &str, to: &str) {
+    std::fs::create_dir(to).expect("a directory");
+    for file in std::fs::read_dir(from).expect("a directory").flatten() {
+        std::fs::copy(file.path(), Path::new(to).join(file.file_name())).expect("a copy");
+    }
+}
+
+/// The manifest of a snapshot.
+pub(crate) fn manifest_of(snapshot: &Value) -> PathBuf {
+    Path::new(snapshot["directory"].as_str().expect("a directory")).join("manifest.json")
+}
+
+/// The state files of a snapshot that another one does not share.
+pub(crate) fn own_files(cluster: &Cluster, snapshot: &Value, without: Option<&Value>) -> Vec<PathBuf> {
+    let files = |snapshot: &Value| -> Vec<PathBuf> {
+        let directory = snapshot["directory"].as_str().expect("a directory");
+        let files = cluster.weir_json(&["snapshots", "query", directory, "SELECT path FROM snapshot.files"]);
+        let paths = files.as_array().expect("rows").iter().map(|row| row["path"].as_str().expect("a path").to_owned());
+        paths.map(|path| std::fs::canonicalize(Path::new(directory).join(path)).expect("a state file")).collect()
+    };
+    let shared = without.map(files).unwrap_or_default();
+    let own: Vec<PathBuf> = files(snapshot).into_iter().filter(|file| !shared.contains(file)).collect();
+    assert!(!own.is_empty(), "the snapshot has no file of its own");
+    own
+}
+
+/// The value of a metric without labels; none, if it has not been recorded.
+pub(crate) async fn metric(cluster: &Cluster, process: &str, name: &str) -> Option<f64> {
+    let mut stream = TcpStream::connect(cluster.http_address(process)).await.expect("a listener");
+    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("a connection");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("a page");
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// What may happen to files.
+pub(crate) mod damage {
+    use std::path::Path;
+
+    /// Flips a bit in the middle; the file's name.
+    pub(crate) fn flip(file: &Path) -> String {
+        let mut bytes = std::fs::read(file).expect("a file");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(file, bytes).expect("a writable file");
+        file.file_name().expect("a name").to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Leaves only the first half.
+    pub(crate) fn tear(file: &Path) {
+        let bytes = std::fs::read(file).expect("a file");
+        std::fs::write(file, &bytes[..bytes.len() / 2]).expect("a writable file");
+    }
+
+    /// Takes the last byte away.
+    pub(crate) fn cut(file: &Path) {
+        let bytes = std::fs::read(file).expect("a file");
+        std::fs::write(file, &bytes[..bytes.len() - 1]).expect("a writable file");
+    }
 }

@@ -78,16 +78,17 @@ impl Leader {
             }
             (Unprepared::Damaged(error), Some(point)) => {
                 let Some(snapshot) = point.snapshot.clone() else {
-                    let lost = point.lost(&job, format!("it is damaged: {error}"));
+                    let lost = point.lost(&job, error);
                     return self.schedule(scheduler::Event::Broken(job, attempt, lost));
                 };
                 (damaged(snapshot, error.clone()), error)
             }
             (Unprepared::CutOff(error), Some(point)) => {
-                let reason = error.detail.as_ref().map_or_else(|| error.message.clone(), Clone::clone);
                 let Some(snapshot) = point.snapshot.clone() else {
-                    return self.schedule(scheduler::Event::Broken(job.clone(), attempt, point.lost(&job, reason)));
+                    let lost = point.lost(&job, error);
+                    return self.schedule(scheduler::Event::Broken(job, attempt, lost));
                 };
+                let reason = error.detail.as_ref().map_or_else(|| error.message.clone(), Clone::clone);
                 (Command::CutOff { snapshot, reason }, error)
             }
         };
@@ -106,7 +107,7 @@ impl Leader {
         let Some(point) = live.start.point.clone().filter(|point| point.directory == *directory) else { return };
         let Some(snapshot) = point.snapshot.clone() else {
             // Nobody keeps a record of that directory.
-            *error = point.lost(job, format!("it is damaged: {error}"));
+            *error = point.lost(job, error.clone());
             return;
         };
         if live.start.unconfirmed >= UNCONFIRMED_MAX {

@@ -40,7 +40,8 @@ pub enum Recovery {
     Nothing,
     /// A snapshot.
     From(RecoveryPoint),
-    /// Every snapshot that it could have gone on from is damaged or cut off: `UNRESTORABLE`, naming all of them.
+    /// Every snapshot that it could have gone on from is damaged or cut off: `UNRESTORABLE`, naming all of them; or what was
+    /// found wrong with the only one, which its user had named.
     Lost(Error),
 }
 
@@ -63,10 +64,13 @@ impl RecoveryPoint {
         self.snapshot.as_ref().map_or_else(|| self.directory.clone(), ToString::to_string)
     }
 
-    /// What a job fails with when this one, which no entry of the catalogue can be told about, cannot be restored either.
-    pub fn lost(&self, job: &JobId, reason: String) -> Error {
+    /// What a job fails with when this one, of which the catalogue keeps no record, cannot be restored either.
+    pub fn lost(&self, job: &JobId, error: Error) -> Error {
+        if self.passed_over.is_empty() {
+            return Error { facts: None, ..error };
+        }
         let mut passed_over = self.passed_over.clone();
-        passed_over.push(PassedOver { snapshot: self.name(), reason });
+        passed_over.push(PassedOver { snapshot: self.name(), reason: error.to_string() });
         lost(job, &passed_over)
     }
 }
@@ -91,15 +95,14 @@ impl State {
             passed_over.push(PassedOver { snapshot: entry.id.to_string(), reason });
         }
         if let Some(restore) = &job.restore {
-            let fault = restore.snapshot.as_ref().and_then(|id| match self.snapshots.get(id) {
-                Some(entry) => entry.fault(),
-                None => Some("it was deleted".to_owned()),
-            });
+            let entry = restore.snapshot.as_ref().map(|id| self.snapshots.get(id));
+            let fault = entry.and_then(|entry| entry.map_or_else(|| Some("it was deleted".to_owned()), |e| e.fault()));
             let (directory, snapshot) = (restore.directory.clone(), restore.snapshot.clone());
             let origin = RecoveryPoint { directory, snapshot, own: false, passed_over: Vec::new() };
-            match fault {
-                None => return Recovery::From(RecoveryPoint { passed_over, ..origin }),
-                Some(reason) => passed_over.push(PassedOver { snapshot: origin.name(), reason }),
+            match (fault, entry.flatten().and_then(SnapshotEntry::damage)) {
+                (None, _) => return Recovery::From(RecoveryPoint { passed_over, ..origin }),
+                (Some(_), Some(damage)) if !job.took_snapshot => return Recovery::Lost(damage.clone()),
+                (Some(reason), _) => passed_over.push(PassedOver { snapshot: origin.name(), reason }),
             }
         }
         if passed_over.is_empty() && !job.took_snapshot {
@@ -151,10 +154,14 @@ impl State {
 }
 
 impl SnapshotEntry {
+    /// What the newest verification has found wrong.
+    pub fn damage(&self) -> Option<&Error> {
+        self.verified.as_ref()?.damage.as_ref()
+    }
+
     /// Why a completed snapshot cannot be restored, in words; none: as far as is known it can.
     pub fn fault(&self) -> Option<String> {
-        let damage = self.verified.as_ref().and_then(|verified| verified.damage.as_ref());
-        match (self.state, &self.unrestorable, damage) {
+        match (self.state, &self.unrestorable, self.damage()) {
             (SnapshotState::Completed, None, None) => None,
             (SnapshotState::Completed, Some(reason), _) => Some(reason.clone()),
             (SnapshotState::Completed, None, Some(damage)) => Some(format!("it is damaged: {damage}")),
@@ -165,9 +172,8 @@ impl SnapshotEntry {
 
     /// Its state as users see it: one that is complete but cannot be restored is `DAMAGED` or `UNRESTORABLE`.
     pub fn status(&self) -> &'static str {
-        let damaged = self.verified.as_ref().is_some_and(|verified| verified.damage.is_some());
         match self.state {
-            SnapshotState::Completed if damaged => "DAMAGED",
+            SnapshotState::Completed if self.damage().is_some() => "DAMAGED",
             SnapshotState::Completed if self.unrestorable.is_some() => "UNRESTORABLE",
             state => state.as_str(),
         }
