@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 use weir_stream_store::{RecordBlock, RecordBlockBuilder, Store, StoreConfig};
 use weir_types::ids::PartitionId;
-use weir_types::store::StreamOptions;
+use weir_types::store::{Isolation, StreamOptions};
 use weir_types::stream::{Offset, StreamName};
 
 const RECORDS: usize = 4096;
@@ -81,7 +81,11 @@ fn log(c: &mut Criterion) {
     });
     group.throughput(Throughput::Bytes(1 << 20));
     group.bench_function("read a mebibyte", |b| {
-        b.iter(|| runtime.block_on(store.read(&name, PartitionId(0), Offset(0), 1 << 20, None)).unwrap());
+        b.iter(|| {
+            runtime
+                .block_on(store.read(&name, PartitionId(0), Offset(0), 1 << 20, Isolation::Uncommitted, None))
+                .unwrap()
+        });
     });
     group.finish();
     runtime.block_on(store.close()).unwrap();

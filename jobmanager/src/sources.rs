@@ -170,7 +170,8 @@ async fn partitions(
                 .with_hint("A job has a group of its own: choose another name, or leave 'group' out."));
         }
         (mode, wanted, None) => {
-            let start = info.partitions.iter().map(|p| (p.partition, if mode == "latest" { p.end } else { p.head }));
+            let start =
+                info.partitions.iter().map(|p| (p.partition, if mode == "latest" { p.stable_end } else { p.head }));
             (wanted.unwrap_or(own), StreamCut(start.collect()))
         }
         (_, None, Some(_)) => (own, StreamCut::default()),
@@ -178,7 +179,7 @@ async fn partitions(
     let bounded = option("scan.bounded.mode") == Some("latest");
     let split = |info: &weir_types::store::PartitionInfo| {
         let from = start.get(info.partition).unwrap_or(info.head).max(info.head);
-        splits::stream_partition(info.partition, from, bounded.then_some(info.end))
+        splits::stream_partition(info.partition, from, bounded.then_some(info.stable_end.max(from)))
     };
     Ok((info.partitions.iter().map(split).collect(), ReaderGroup { name, stream }))
 }

@@ -12,7 +12,6 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 use weir_types::ids::{Epoch, ProducerId};
-use weir_types::store::ProducerStamp;
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
@@ -93,10 +92,16 @@ impl Fences {
         Ok(())
     }
 
-    /// Refuses a block of a producer that is fenced off.
-    pub(crate) fn check(&self, stamp: &ProducerStamp) -> Result<()> {
-        check(&self.raised.read(), &stamp.producer, stamp.epoch)
+    /// Refuses a producer that is fenced off.
+    pub(crate) fn check(&self, producer: &ProducerId, epoch: Epoch) -> Result<()> {
+        check(&self.raised.read(), producer, epoch)
     }
+}
+
+/// Whether a fence of this name is for that producer.
+pub(crate) fn covers(name: &ProducerId, producer: &ProducerId) -> bool {
+    let rest = producer.as_str().strip_prefix(name.as_str());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(PART))
 }
 
 fn check(raised: &BTreeMap<String, Fence>, producer: &ProducerId, epoch: Epoch) -> Result<()> {
@@ -119,8 +124,8 @@ mod tests {
     use super::*;
 
     fn allows(fences: &Fences, producer: &str, epoch: u64) -> bool {
-        let stamp = ProducerStamp { producer: ProducerId::new(producer).unwrap(), epoch: Epoch(epoch), sequence: 0 };
-        fences.check(&stamp).map_err(|error| assert_eq!(error.code, Code::Fenced)).is_ok()
+        let producer = ProducerId::new(producer).unwrap();
+        fences.check(&producer, Epoch(epoch)).map_err(|error| assert_eq!(error.code, Code::Fenced)).is_ok()
     }
 
     fn raise(fences: &Fences, name: &str, epoch: u64, now: u64) -> Result<()> {

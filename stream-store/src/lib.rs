@@ -22,7 +22,9 @@ pub mod server;
 mod sidecar;
 mod store;
 mod store_groups;
+mod store_transactions;
 mod stream;
+mod transactions;
 
 pub use block::{MAX_BLOCK_BYTES, Record, RecordBlock, RecordBlockBuilder, Records};
 pub use config::StoreConfig;

@@ -47,7 +47,7 @@ pub(crate) struct Producers {
 
 impl Producers {
     pub(crate) fn check(&self, stamp: &ProducerStamp) -> Result<Verdict> {
-        let ProducerStamp { producer, epoch, sequence } = stamp;
+        let ProducerStamp { producer, epoch, sequence, transaction: _ } = stamp;
         let known = self.known.get(producer);
         if let Some(newer) = known.filter(|known| known.epoch > *epoch) {
             return Err(Error::fenced(format!("producer {producer} has been replaced by a newer incarnation"))
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn stamp(epoch: u64, sequence: u64) -> ProducerStamp {
-        ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(epoch), sequence }
+        ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(epoch), sequence, transaction: None }
     }
 
     fn append(producers: &mut Producers, stamp: &ProducerStamp, offset: u64) {

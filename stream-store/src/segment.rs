@@ -17,7 +17,9 @@ use crate::frame::{FRAME_MAGIC, FrameHeader, FrameProblem};
 /// Length of a segment file's header.
 pub(crate) const FILE_HEADER_LEN: u64 = 32;
 const FILE_MAGIC: &[u8; 8] = b"WEIRSEG1";
-const FILE_VERSION: u32 = 1;
+/// What new segments are. Version 1 had no transactions; its segments stay readable, and take only what they knew.
+pub(crate) const FILE_VERSION: u32 = 2;
+const OLDEST_VERSION: u32 = 1;
 const SCAN_CHUNK: usize = 1 << 20;
 
 /// The file of the segment that begins at `base`.
@@ -43,10 +45,10 @@ pub(crate) fn corrupt(path: &Path, position: u64, what: &str) -> Error {
         .with_hint("Restore the file from a copy, or delete the stream; nothing behind the damage is skipped.")
 }
 
-fn header(partition: PartitionId, base: Offset) -> [u8; FILE_HEADER_LEN as usize] {
+fn header(version: u32, partition: PartitionId, base: Offset) -> [u8; FILE_HEADER_LEN as usize] {
     let mut bytes = [0; FILE_HEADER_LEN as usize];
     bytes[..8].copy_from_slice(FILE_MAGIC);
-    bytes[8..12].copy_from_slice(&FILE_VERSION.to_le_bytes());
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
     bytes[12..16].copy_from_slice(&partition.0.to_le_bytes());
     bytes[16..24].copy_from_slice(&base.0.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..28]);
@@ -59,7 +61,7 @@ pub(crate) fn create(disk: &dyn Disk, dir: &Path, partition: PartitionId, base: 
     let path = log_path(dir, base);
     let create = || -> io::Result<File> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-        disk.write_all_at(&file, &mut [IoSlice::new(&header(partition, base))], 0)?;
+        disk.write_all_at(&file, &mut [IoSlice::new(&header(FILE_VERSION, partition, base))], 0)?;
         file.sync_all()?;
         Ok(file)
     };
@@ -69,17 +71,17 @@ pub(crate) fn create(disk: &dyn Disk, dir: &Path, partition: PartitionId, base: 
     Ok(file)
 }
 
-/// Whether the file's header is there and right.
-pub(crate) fn check_header(file: &File, path: &Path, partition: PartitionId, base: Offset) -> Result<()> {
+/// The version of the segment in this file, whose header must be there and right.
+pub(crate) fn check_header(file: &File, path: &Path, partition: PartitionId, base: Offset) -> Result<u32> {
     let bytes = read(file, path, 0, FILE_HEADER_LEN as usize)?;
-    if bytes != header(partition, base) {
+    let known = (OLDEST_VERSION..=FILE_VERSION).find(|version| bytes == header(*version, partition, base));
+    known.ok_or_else(|| {
         let what = match bytes.get(..8) == Some(FILE_MAGIC.as_slice()) {
             true => "the segment's header is damaged, belongs to another partition, or is of another version",
             false => "this is not a segment file",
         };
-        return Err(corrupt(path, 0, what));
-    }
-    Ok(())
+        corrupt(path, 0, what)
+    })
 }
 
 pub(crate) fn read(file: &File, path: &Path, position: u64, len: usize) -> Result<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! The `.index` file beside a segment: sparse index, summary, and the producers as of its end.
+//! The `.index` file beside a segment: sparse index, summary, and the producers and transactions as of its end.
 //!
 //! It only saves walking the segment: whatever it says can be gathered again from the frames, so a missing or damaged
 //! one is rebuilt. Beside the newest segment it may lag behind; what it covers had been fsynced when it was written.
@@ -8,14 +8,16 @@ use std::path::Path;
 use prost::Message;
 use tracing::warn;
 use weir_types::Result;
-use weir_types::ids::{Epoch, ProducerId};
+use weir_types::ids::{Epoch, ProducerId, TransactionNumber};
 use weir_types::stream::Offset;
 use weir_types::time::Millis;
 
 use crate::disk::{read_file, replace_file};
+use crate::partition::{Decisions, Extent};
 use crate::producers::{Known, Producers};
 
-const VERSION: u32 = 1;
+/// Version 1 knew no transactions; there were none then.
+const VERSION: u32 = 2;
 
 /// Every so many bytes, which offset begins where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,7 @@ pub(crate) struct Sidecar {
     pub(crate) summary: Summary,
     pub(crate) index: SparseIndex,
     pub(crate) producers: Producers,
+    pub(crate) decisions: Decisions,
 }
 
 /// A segment, or the part of it that is covered.
@@ -77,6 +80,34 @@ struct Wire {
     positions: Vec<u64>,
     #[prost(message, repeated, tag = "9")]
     producers: Vec<WireProducer>,
+    #[prost(message, repeated, tag = "10")]
+    undecided: Vec<WireExtent>,
+    #[prost(message, repeated, tag = "11")]
+    aborted: Vec<WireExtent>,
+    #[prost(bool, tag = "12")]
+    has_gaps: bool,
+}
+
+/// A transaction and where its records lie.
+#[derive(Clone, PartialEq, Message)]
+struct WireExtent {
+    #[prost(uint64, tag = "1")]
+    transaction: u64,
+    #[prost(uint64, tag = "2")]
+    first: u64,
+    #[prost(uint64, tag = "3")]
+    end: u64,
+}
+
+impl WireExtent {
+    fn new(number: TransactionNumber, extent: Extent) -> Self {
+        Self { transaction: number.0, first: extent.first.0, end: extent.end.0 }
+    }
+
+    fn read(self) -> (TransactionNumber, Extent) {
+        let Self { transaction, first, end } = self;
+        (TransactionNumber(transaction), Extent { first: Offset(first), end: Offset(end) })
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -117,7 +148,7 @@ impl Sidecar {
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return None;
         }
-        let wire = Wire::decode(body).ok().filter(|wire| wire.version == VERSION)?;
+        let wire = Wire::decode(body).ok().filter(|wire| (1..=VERSION).contains(&wire.version))?;
         let mut producers = Producers::default();
         for WireProducer { id, epoch, last_append_ms, sequences, offsets } in wire.producers {
             let recent = sequences.into_iter().zip(offsets.into_iter().map(Offset)).collect();
@@ -134,11 +165,17 @@ impl Sidecar {
             },
             index: SparseIndex { entries: wire.offsets.into_iter().map(Offset).zip(wire.positions).collect() },
             producers,
+            decisions: Decisions {
+                undecided: wire.undecided.into_iter().map(WireExtent::read).collect(),
+                aborted: wire.aborted.into_iter().map(WireExtent::read).collect(),
+                has_gaps: wire.has_gaps,
+            },
         })
     }
 
     fn to_wire(&self) -> Wire {
         let Summary { base, end, len, max_event_time_ms, last_append } = self.summary;
+        let Decisions { undecided, aborted, has_gaps } = &self.decisions;
         let producers = self.producers.iter().map(|(id, known)| WireProducer {
             id: id.to_string(),
             epoch: known.epoch.0,
@@ -156,6 +193,9 @@ impl Sidecar {
             offsets: self.index.entries.iter().map(|(offset, _)| offset.0).collect(),
             positions: self.index.entries.iter().map(|(_, position)| *position).collect(),
             producers: producers.collect(),
+            undecided: undecided.iter().map(|(number, extent)| WireExtent::new(*number, *extent)).collect(),
+            aborted: aborted.iter().map(|(number, extent)| WireExtent::new(*number, *extent)).collect(),
+            has_gaps: *has_gaps,
         }
     }
 }
@@ -176,10 +216,20 @@ mod tests {
         index.note(Offset(9), 140, 100);
         let mut producers = Producers::default();
         let producer = ProducerId::new("p").unwrap();
-        producers.record(&ProducerStamp { producer, epoch: Epoch(2), sequence: 7 }, Offset(5), Millis(3));
+        producers.record(
+            &ProducerStamp { producer, epoch: Epoch(2), sequence: 7, transaction: None },
+            Offset(5),
+            Millis(3),
+        );
         let summary =
             Summary { base: Offset(5), end: Offset(12), len: 300, max_event_time_ms: Some(-4), last_append: Millis(8) };
-        let sidecar = Sidecar { summary, index, producers };
+        let extent = |first, end| Extent { first: Offset(first), end: Offset(end) };
+        let decisions = Decisions {
+            undecided: [(TransactionNumber(4), extent(6, 9))].into(),
+            aborted: vec![(TransactionNumber(3), extent(5, 6)), (TransactionNumber(1), extent(2, 7))],
+            has_gaps: true,
+        };
+        let sidecar = Sidecar { summary, index, producers, decisions };
         sidecar.write(&path).unwrap();
         assert_eq!(Sidecar::read(&path, Offset(5)).unwrap(), Some(sidecar.clone()));
         assert_eq!(Sidecar::read(&path, Offset(6)).unwrap(), None);

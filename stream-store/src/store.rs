@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{Appended, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
+use weir_types::store::{Appended, Isolation, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
@@ -26,7 +27,7 @@ use crate::committer::Committers;
 use crate::config::StoreConfig;
 use crate::disk::{Disk, RealDisk, create_dir, lock_dir, remove, sync_dir};
 use crate::group::Groups;
-use crate::partition::Cursor;
+use crate::partition::{Cursor, Slice};
 use crate::stream::{StreamState, check_options};
 
 /// A store; cloning gives another handle to the same one.
@@ -58,11 +59,13 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
 /// What a read of one partition found: whole frames as stored, see `docs/stream-store.md`.
 #[derive(Clone, Debug)]
 pub struct Frames {
-    /// The frames; empty at the end of the partition. The first one holds the offset asked for, not always first.
+    /// The frames; empty at the end of the partition, or if all was skipped. The first one holds the offset asked for, not always first.
     pub bytes: Bytes,
-    /// The offset behind them.
+    /// Committed isolation only: offsets that are left out because they were aborted, in order.
+    pub skipped: Vec<Range<Offset>>,
+    /// The offset behind all that; where the read began if there was nothing.
     pub next: Offset,
-    /// The partition's end.
+    /// The partition's end; with committed isolation, how far such readers get.
     pub end: Offset,
     pub(crate) cursor: Option<Cursor>,
 }
@@ -92,6 +95,7 @@ impl Store {
         empty_trash(&root)?;
         let config = Arc::new(config);
         let streams = open_streams(&config, &disk)?;
+        streams.values().for_each(|stream| stream.resume_transactions(clock.now()));
         info!(data_dir = %root.display(), streams = streams.len(), "store opened");
         let inner = Arc::new(Inner {
             groups: Groups::open(root.join("groups"), clock.now())?,
@@ -190,7 +194,7 @@ impl Store {
     }
 
     /// Reads stored frames of one partition from `from` on: about `max_bytes`, at least one frame if there is one.
-    /// Pass what the previous read returned as `previous` and it need not search.
+    /// Pass what the previous read returned as `previous` and it need not search; with the same isolation.
     ///
     /// # Errors
     /// `OFFSET_TRUNCATED`, `CORRUPT`, `NOT_FOUND`, `INVALID_ARGUMENT` for an offset behind the end.
@@ -200,13 +204,14 @@ impl Store {
         partition: PartitionId,
         from: Offset,
         max_bytes: usize,
+        isolation: Isolation,
         previous: Option<&Frames>,
     ) -> Result<Frames> {
         let target = Arc::clone(self.inner.stream(name)?.partition(partition)?);
         let cursor = previous.and_then(|frames| frames.cursor);
         blocking(move || {
-            let slice = target.read(from, cursor, max_bytes)?;
-            Ok(Frames { bytes: slice.frames, next: slice.next, end: slice.end, cursor: slice.cursor })
+            let Slice { frames, skipped, next, end, cursor } = target.read(from, cursor, max_bytes, isolation)?;
+            Ok(Frames { bytes: frames, skipped, next, end, cursor })
         })
         .await
     }
@@ -229,7 +234,8 @@ impl Store {
     }
 
     /// Fences off lower epochs: once this has returned, no partition of the stream takes appends of them any more, from
-    /// the producer of that name or one whose name begins with it and a dot. Survives restarts.
+    /// the producer of that name or one whose name begins with it and a dot, and the transactions that they had open
+    /// are aborted; prepared ones stay. Survives restarts.
     ///
     /// # Errors
     /// `FENCED` if a higher epoch was fenced for, `NOT_FOUND` for the stream; I/O errors.
@@ -330,6 +336,11 @@ impl Inner {
             return Err(Error::new(Code::FailedPrecondition, what)
                 .with_hint("Delete those snapshots or pins first, or force it."));
         }
+        if let Some(transaction) = stream.pending_transaction().filter(|_| !force) {
+            let what = format!("stream {name} has a transaction that is not decided, {transaction}");
+            return Err(Error::new(Code::FailedPrecondition, what)
+                .with_hint("`weir stream transactions` lists and aborts them; or force it."));
+        }
         let groups = self.groups.list(Some(name));
         if let Some(group) = groups.first().filter(|_| !force) {
             let what = format!("stream {name} is read by reader group {}", group.name);
@@ -357,7 +368,8 @@ impl Inner {
         metrics::gauge!("weir_store_streams").set(streams.len() as f64);
         for stream in streams {
             let partitions = stream.open_partitions().map(|partition| partition.maintain());
-            for result in partitions.chain([stream.retain(now)]) {
+            let transactions = stream.maintain_transactions(now, self.config.maintenance_interval_ms);
+            for result in partitions.chain([stream.retain(now), transactions]) {
                 outcome = outcome.and(result.inspect_err(|error| warn!(stream = %stream.name, %error, "maintenance")));
             }
         }

@@ -1,7 +1,7 @@
 //! One stream: its partitions, its pins, and the files that describe it.
 //!
-//! `stream.json` says how it was made and never changes; `pins.json` and `fences.json` are replaced whole. A stream
-//! exists once its directory has got its name, which happens after everything in it is durable, and is gone once that
+//! `stream.json` says how it was made and never changes; `pins.json`, `fences.json` and `transactions.json` are
+//! replaced whole. A stream exists once its directory has got its name, which happens after everything in it is durable, and is gone once that
 //! name is.
 
 use std::collections::BTreeMap;
@@ -30,6 +30,7 @@ use crate::disk::{Disk, read_file, replace_file};
 use crate::fences::Fences;
 use crate::partition::{Partition, PartitionSetup};
 use crate::segment::corrupt;
+use crate::transactions::Transactions;
 
 /// No stream has more partitions.
 pub(crate) const MAX_PARTITIONS: u32 = 1024;
@@ -62,7 +63,8 @@ pub(crate) struct StreamState {
     deleted: AtomicBool,
     /// Held during truncation too, so that no pin is made behind its back.
     pins: Mutex<BTreeMap<PinHolder, Pin>>,
-    fences: Arc<Fences>,
+    pub(crate) fences: Arc<Fences>,
+    pub(crate) transactions: Arc<Transactions>,
     retention_is_held: AtomicBool,
 }
 
@@ -107,7 +109,17 @@ impl StreamState {
     ) -> Result<()> {
         let (tail, _) = watch::channel(0);
         let fences = Fences::open(dir, config.max_producers_per_partition)?;
-        let surroundings = Surroundings { dir, name, options, config, disk, tail: &tail, fences: &fences };
+        let transactions = Transactions::open(dir)?;
+        let surroundings = Surroundings {
+            dir,
+            name,
+            options,
+            config,
+            disk,
+            tail: &tail,
+            fences: &fences,
+            transactions: &transactions,
+        };
         for partition in 0..options.partitions {
             surroundings.of(partition).create()?;
         }
@@ -133,8 +145,17 @@ impl StreamState {
         };
         let (tail, _) = watch::channel(0);
         let fences = Fences::open(dir, config.max_producers_per_partition)?;
-        let surroundings =
-            Surroundings { dir, name: &name, options: &options, config, disk, tail: &tail, fences: &fences };
+        let transactions = Transactions::open(dir)?;
+        let surroundings = Surroundings {
+            dir,
+            name: &name,
+            options: &options,
+            config,
+            disk,
+            tail: &tail,
+            fences: &fences,
+            transactions: &transactions,
+        };
         let open = |partition| {
             let opened = surroundings.of(partition).open().map(Arc::new);
             opened.inspect_err(|error| error!(stream = %name, partition, %error, "partition could not be opened"))
@@ -150,6 +171,7 @@ impl StreamState {
             deleted: AtomicBool::new(false),
             pins: Mutex::new(pins),
             fences,
+            transactions,
             retention_is_held: AtomicBool::new(false),
         })
     }
@@ -196,6 +218,7 @@ impl StreamState {
                 partition: PartitionId(index as u32),
                 head: Offset(0),
                 end: Offset(0),
+                stable_end: Offset(0),
                 bytes: 0,
                 segments: 0,
                 max_event_time_ms: None,
@@ -264,12 +287,13 @@ impl StreamState {
         Ok(())
     }
 
-    /// Refuses appends of lower epochs of the producers that `name` covers, from the return of this call on.
+    /// Refuses appends of lower epochs of the producers that `name` covers, from the return of this call on, and aborts
+    /// the transactions that they have open.
     pub(crate) fn fence(&self, name: &ProducerId, epoch: Epoch, now: Millis) -> Result<()> {
         self.fences.raise(name, epoch, now)?;
         // Appends that were let in before are in the log, or have failed, when this returns.
         self.open_partitions().for_each(|partition| partition.settle());
-        Ok(())
+        self.abort_fenced(name, epoch, now)
     }
 
     fn write_pins(&self, pins: &BTreeMap<PinHolder, Pin>) -> Result<()> {
@@ -281,9 +305,18 @@ impl StreamState {
     pub(crate) fn truncate(&self, cut: &StreamCut, force: bool) -> Result<TruncateReport> {
         let mut pins = self.pins.lock();
         for (id, offset) in &cut.0 {
-            let end = self.partition(*id)?.end();
+            let partition = self.partition(*id)?;
+            let end = partition.end();
             if *offset > end {
                 return Err(Error::invalid(format!("partition {id} ends at {end}, before {offset}")));
+            }
+            if let Some((transaction, first)) = self.undecided_before(partition, *offset) {
+                let what = format!("transaction {transaction} has records before offset {offset} and is not decided");
+                return Err(Error::new(Code::FailedPrecondition, what)
+                    .with_detail(format!("in partition {id} they begin at {first}"))
+                    .with_hint(
+                        "Truncate to there, or end the transaction: `weir stream transactions` lists and aborts.",
+                    ));
             }
         }
         let overruns = |pin: &Pin| cut.0.iter().any(|(id, offset)| pin.cut.get(*id).is_some_and(|held| held < *offset));
@@ -329,6 +362,11 @@ impl StreamState {
                 }
                 _ => target,
             };
+            // What a transaction may yet commit is not deleted; it will be decided, so that no one need be told.
+            let allowed = match self.undecided_before(partition, allowed) {
+                Some((_, first)) => crate::retention::segment_floor(partition, first),
+                None => allowed,
+            };
             partition.truncate(allowed)?;
         }
         let was_held = self.retention_is_held.swap(held_by.is_some(), Ordering::Relaxed);
@@ -356,6 +394,7 @@ struct Surroundings<'a> {
     disk: &'a Arc<dyn Disk>,
     tail: &'a watch::Sender<u64>,
     fences: &'a Arc<Fences>,
+    transactions: &'a Arc<Transactions>,
 }
 
 impl Surroundings<'_> {
@@ -369,6 +408,7 @@ impl Surroundings<'_> {
             disk: Arc::clone(self.disk),
             tail: self.tail.clone(),
             fences: Arc::clone(self.fences),
+            transactions: Arc::clone(self.transactions),
         }
     }
 }

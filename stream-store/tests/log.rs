@@ -18,7 +18,7 @@ use weir_stream_store::frame::FrameHeader;
 use weir_stream_store::{RecordBlock, RecordBlockBuilder, Store, StoreConfig};
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{Durability, ProducerStamp, Retention, StreamOptions};
+use weir_types::store::{Durability, Isolation, ProducerStamp, Retention, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Code, Result};
@@ -65,7 +65,7 @@ async fn read(store: &Store, from: u64) -> (Vec<String>, Option<weir_types::Erro
     let mut values = Vec::new();
     let (mut next, mut previous) = (Offset(from), None);
     loop {
-        let frames = match store.read(&name(), P0, next, 1000, previous.as_ref()).await {
+        let frames = match store.read(&name(), P0, next, 1000, Isolation::Uncommitted, previous.as_ref()).await {
             Ok(frames) if frames.bytes.is_empty() => return (values, None),
             Ok(frames) => frames,
             Err(error) => return (values, Some(error)),
@@ -276,7 +276,12 @@ fn producers_are_remembered_across_restarts_with_and_without_index_files() {
     runtime().block_on(async {
         let dir = TempDir::new().unwrap();
         let store = filled(dir.path(), 0).await;
-        let stamp = |sequence| ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(4), sequence };
+        let stamp = |sequence| ProducerStamp {
+            producer: ProducerId::new("p").unwrap(),
+            epoch: Epoch(4),
+            sequence,
+            transaction: None,
+        };
         let send = async |store: &Store, sequence: u64| {
             store.append(&name(), P0, block(&[format!("value-{sequence}")]), Some(stamp(sequence))).await
         };
@@ -350,7 +355,8 @@ fn a_full_disk_refuses_appends_and_the_log_goes_on_when_there_is_space() {
         let (store, disk) = on_faulty_disk(dir.path(), Durability::Fsync).await;
         append(&store, 0, 3).await.unwrap();
         disk.full_after.store(60, Ordering::SeqCst);
-        let stamp = ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(0), sequence: 0 };
+        let stamp =
+            ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(0), sequence: 0, transaction: None };
         let refused = store.append(&name(), P0, block(&values(3, 6)), Some(stamp.clone())).await.unwrap_err();
         assert_eq!(refused.code, Code::ResourceExhausted);
         assert_eq!(read(&store, 0).await, (values(0, 3), None));

@@ -124,8 +124,12 @@ async fn a_stamped_block_sent_twice_is_there_once() {
     let server = Server::start(dir.path()).await;
     let client = server.client();
     client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
-    let stamp =
-        |epoch, sequence| ProducerStamp { producer: ProducerId::new("p").unwrap(), epoch: Epoch(epoch), sequence };
+    let stamp = |epoch, sequence| ProducerStamp {
+        producer: ProducerId::new("p").unwrap(),
+        epoch: Epoch(epoch),
+        sequence,
+        transaction: None,
+    };
     let append = async |epoch, sequence| {
         client.append(&name(), PartitionId(0), &block(&["x"]), Some(&stamp(epoch, sequence))).await
     };
@@ -147,7 +151,12 @@ async fn an_opened_producer_has_fenced_its_family_in_every_partition_before_its_
     let client = server.client();
     client.create_stream(&name(), &StreamOptions::new(3), false).await.unwrap();
     let append = async |client: &StoreClient, producer: &str, epoch, sequence, partition| {
-        let stamp = ProducerStamp { producer: ProducerId::new(producer).unwrap(), epoch: Epoch(epoch), sequence };
+        let stamp = ProducerStamp {
+            producer: ProducerId::new(producer).unwrap(),
+            epoch: Epoch(epoch),
+            sequence,
+            transaction: None,
+        };
         client.append(&name(), PartitionId(partition), &block(&["x"]), Some(&stamp)).await.map_err(|error| error.code)
     };
     let open = async |client: &StoreClient, epoch| {

@@ -259,6 +259,9 @@ pub(crate) enum StreamCommand {
     Append(AppendArgs),
     /// Print records
     Read(ReadArgs),
+    /// List transactions, or abort one
+    #[command(subcommand)]
+    Transactions(TransactionCommand),
     /// Delete the oldest records
     Truncate {
         /// `scope/stream`
@@ -274,7 +277,27 @@ pub(crate) enum StreamCommand {
     Delete {
         /// `scope/stream`
         stream: String,
-        /// Even if snapshots or reader groups need it
+        /// Even if snapshots, reader groups or transactions need it
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TransactionCommand {
+    /// List a stream's transactions that are not over, and how the latest ended
+    List {
+        /// `scope/stream`
+        stream: String,
+    },
+    /// Abort open or prepared transactions: committed readers will never see their records
+    Abort {
+        /// `scope/stream`
+        stream: String,
+        /// The transactions
+        #[arg(required = true)]
+        transactions: Vec<String>,
+        /// Even prepared ones, which a job may be about to commit: it fails then, for its output is lost
         #[arg(long)]
         force: bool,
     },
@@ -314,6 +337,9 @@ pub(crate) struct ReadArgs {
     /// Wait for new records after the last one
     #[arg(short, long)]
     pub follow: bool,
+    /// `committed` leaves out aborted records and waits for transactions to be decided; `uncommitted` shows everything
+    #[arg(long, value_name = "ISOLATION", default_value_t)]
+    pub isolation: weir_types::store::Isolation,
     /// Print partition and offset before each record
     #[arg(short, long)]
     pub verbose: bool,

@@ -11,6 +11,7 @@ pub(crate) mod show;
 pub(crate) mod snapshots;
 pub(crate) mod stream;
 mod stream_read;
+mod transactions;
 
 use std::io::stdout;
 

@@ -15,7 +15,7 @@ use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
 use crate::args::{AppendArgs, Global, StreamCommand};
-use crate::commands::stream_read;
+use crate::commands::{stream_read, transactions};
 use crate::connect;
 use crate::output::{self, Progress, bytes, count};
 use crate::time;
@@ -41,6 +41,7 @@ pub(crate) async fn run(global: &Global, command: StreamCommand) -> Result<()> {
         StreamCommand::Describe { stream } => print_stream(global, &store.describe_stream(&stream.parse()?).await?),
         StreamCommand::Append(args) => append(global, &store, args).await,
         StreamCommand::Read(args) => stream_read::read(global, &store, args).await,
+        StreamCommand::Transactions(command) => transactions::run(global, &store, command).await,
         StreamCommand::Truncate { stream, before, force } => truncate(global, &store, &stream, &before, force).await,
         StreamCommand::Delete { stream, force } => {
             let stream: StreamName = stream.parse()?;
@@ -77,18 +78,23 @@ fn print_stream(global: &Global, info: &StreamInfo) -> Result<()> {
         return output::print_json(&json!(info));
     }
     let row = |partition: &PartitionInfo| {
+        let undecided = match partition.stable_end == partition.end {
+            true => "-".to_owned(),
+            false => partition.stable_end.to_string(),
+        };
         vec![
             partition.partition.to_string(),
             partition.head.to_string(),
             partition.end.to_string(),
+            undecided,
             count(partition.end.0 - partition.head.0),
             bytes(partition.bytes),
             partition.segments.to_string(),
             partition.fault.clone().unwrap_or_default(),
         ]
     };
-    let header = ["partition", "head", "end", "records", "size", "segments", "fault"];
-    let table = output::table(&header, &[0, 1, 2, 3, 4, 5], info.partitions.iter().map(row));
+    let header = ["partition", "head", "end", "undecided from", "records", "size", "segments", "fault"];
+    let table = output::table(&header, &[0, 1, 2, 3, 4, 5, 6], info.partitions.iter().map(row));
     let StreamOptions { format, durability, retention, .. } = &info.options;
     let mut text = format!("{}: {format} records, durability {durability}", info.name);
     if let Some(size) = retention.max_bytes {
@@ -249,13 +255,14 @@ fn malformed(index: usize, why: &str) -> Error {
         .with_hint("Lines before it may have been appended already; --raw takes lines as they are.")
 }
 
-/// All records of a stream as of now, as lines, partition by partition.
+/// All committed records of a stream as of now, as lines, partition by partition.
 ///
 /// # Errors
 /// `NOT_FOUND`; `CORRUPT` if the stream is damaged.
 pub(crate) async fn read_to_end(store: &StoreClient, stream: &StreamName) -> Result<Vec<String>> {
     let info = store.describe_stream(stream).await?;
-    let options = ReaderOptions { until: Some(info.ends()), ..ReaderOptions::default() };
+    let options = ReaderOptions::default();
+    let options = ReaderOptions { until: Some(info.readable_ends(options.isolation)), ..options };
     let mut reader = Reader::open(store, stream, info.heads(), options);
     let mut lines = Vec::new();
     while let Some(block) = reader.next().await? {

@@ -31,9 +31,13 @@ pub(crate) async fn read(global: &Global, store: &StoreClient, args: ReadArgs) -
     let from = StreamCut(
         partitions.iter().map(|partition| (partition.partition, partition.head.max(Offset(args.from)))).collect(),
     );
+    let ends = info.readable_ends(args.isolation);
+    let end = |partition: &PartitionInfo| ends.get(partition.partition).unwrap_or(partition.end);
     // A starting point behind the end is an empty read, not a wait.
-    let until = StreamCut(partitions.iter().map(|p| (p.partition, p.end.max(p.head.max(Offset(args.from))))).collect());
-    let options = ReaderOptions { until: (!args.follow).then_some(until), ..ReaderOptions::default() };
+    let until =
+        StreamCut(partitions.iter().map(|p| (p.partition, end(p).max(p.head.max(Offset(args.from))))).collect());
+    let until = (!args.follow).then_some(until);
+    let options = ReaderOptions { until, isolation: args.isolation, ..ReaderOptions::default() };
     let mut reader = Reader::open(store, &stream, from, options);
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0

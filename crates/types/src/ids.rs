@@ -141,6 +141,11 @@ name_id!(
     "producer id"
 );
 name_id!(
+    /// A transaction of one stream, named by whoever began it.
+    TransactionId,
+    "transaction id"
+);
+name_id!(
     /// Who holds a pin on a stream: a snapshot's id, or a name that a user chose.
     PinHolder,
     "pin holder"
@@ -177,6 +182,10 @@ number_id!(
 number_id!(
     /// A partition of a stream, from 0.
     PartitionId(u32)
+);
+number_id!(
+    /// A transaction as the log of its stream knows it: given out once, never again.
+    TransactionNumber(u64)
 );
 
 /// What a snapshot's nonce proves: that a manifest was written under this very reservation.

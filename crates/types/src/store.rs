@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use crate::ids::{Epoch, PartitionId, PinHolder, ProducerId, TransactionId, TransactionNumber};
 use crate::stream::{Offset, StreamCut, StreamName};
 
 /// How the records of a stream are stored.
@@ -124,6 +124,8 @@ pub struct PartitionInfo {
     pub head: Offset,
     /// The offset that the next record will get; everything below it is durable as the stream's options promise.
     pub end: Offset,
+    /// How far committed readers get: the first record of a transaction that is not decided yet, or the end.
+    pub stable_end: Offset,
     /// Bytes on disk.
     pub bytes: u64,
     /// Segment files.
@@ -157,6 +159,14 @@ impl StreamInfo {
     pub fn ends(&self) -> StreamCut {
         StreamCut(self.partitions.iter().map(|p| (p.partition, p.end)).collect())
     }
+
+    /// How far readers of this isolation get as of now: a read up to this cut waits for nothing.
+    pub fn readable_ends(&self, isolation: Isolation) -> StreamCut {
+        match isolation {
+            Isolation::Committed => StreamCut(self.partitions.iter().map(|p| (p.partition, p.stable_end)).collect()),
+            Isolation::Uncommitted => self.ends(),
+        }
+    }
 }
 
 /// A named hold on a stream: nothing at or behind its cut is truncated. Pins outlive reader groups.
@@ -179,6 +189,104 @@ pub struct TruncateReport {
     pub overrun: Vec<Pin>,
 }
 
+/// What a reader is shown of transactions. Records outside of transactions count as committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Nothing but committed records, in order: reading waits at the first record of a transaction that is not decided.
+    #[default]
+    Committed,
+    /// Everything that is in the log, aborted records too.
+    Uncommitted,
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isolation::Committed => "committed",
+            Isolation::Uncommitted => "uncommitted",
+        })
+    }
+}
+
+impl FromStr for Isolation {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "committed" => Ok(Isolation::Committed),
+            "uncommitted" => Ok(Isolation::Uncommitted),
+            _ => {
+                Err(Error::invalid(format!("{name:?} is not an isolation"))
+                    .with_hint("Use 'committed' or 'uncommitted'."))
+            }
+        }
+    }
+}
+
+/// Where a transaction stands. The last two are for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransactionState {
+    /// It takes appends, until its lease runs out.
+    Open,
+    /// Its records are durable; it waits for a decision, for ever if need be.
+    Prepared,
+    /// Its records are part of the stream.
+    Committed,
+    /// Committed readers never see its records.
+    Aborted {
+        /// Who or what ended it.
+        reason: String,
+    },
+}
+
+impl TransactionState {
+    /// Whether it is committed or aborted.
+    pub fn is_decided(&self) -> bool {
+        matches!(self, TransactionState::Committed | TransactionState::Aborted { .. })
+    }
+}
+
+impl fmt::Display for TransactionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TransactionState::Open => "open",
+            TransactionState::Prepared => "prepared",
+            TransactionState::Committed => "committed",
+            TransactionState::Aborted { .. } => "aborted",
+        })
+    }
+}
+
+/// What a transaction is begun with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionSpec {
+    /// Its name; unique among the stream's transactions that are known.
+    pub id: TransactionId,
+    /// The only producer that may append to it, subject to the stream's fences.
+    pub producer: ProducerId,
+    /// The producer's incarnation.
+    pub epoch: Epoch,
+    /// An open transaction is aborted when it has not been renewed for so many milliseconds.
+    pub lease_ms: u64,
+}
+
+/// A transaction as it stands. It spans any number of partitions of one stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionInfo {
+    /// What it was begun with.
+    pub spec: TransactionSpec,
+    /// What appends to it are marked with.
+    pub number: TransactionNumber,
+    /// Where it stands.
+    pub state: TransactionState,
+    /// Since when, in milliseconds since the epoch.
+    pub began_at_ms: u64,
+    /// Its first offset in every partition that it has appended to, until it is decided there.
+    pub begins: StreamCut,
+}
+
 /// Marks an append of an idempotent producer. Sequence numbers count blocks per partition, from 0 in each epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProducerStamp {
@@ -188,6 +296,8 @@ pub struct ProducerStamp {
     pub epoch: Epoch,
     /// The block's number.
     pub sequence: u64,
+    /// The transaction that the block belongs to, if it does to one.
+    pub transaction: Option<TransactionNumber>,
 }
 
 /// Where an append went.

@@ -18,5 +18,6 @@ mod refusals;
 mod restore;
 mod savepoints;
 mod support;
+mod transactions;
 mod verification;
 mod windows;

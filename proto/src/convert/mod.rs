@@ -16,6 +16,7 @@ mod metadata_quota;
 mod metadata_recovery;
 pub mod metadata_state;
 pub mod store;
+pub mod transaction;
 
 use weir_types::{Error, Result};
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId, TransactionNumber};
 use weir_types::store::{
-    Appended, Durability, PartitionInfo, Pin, ProducerStamp, RecordFormat, Retention, StreamInfo, StreamOptions,
-    TruncateReport,
+    Appended, Durability, Isolation, PartitionInfo, Pin, ProducerStamp, RecordFormat, Retention, StreamInfo,
+    StreamOptions, TruncateReport,
 };
 use weir_types::stream::{Offset, StreamCut};
 use weir_types::{Error, Result};
@@ -45,6 +45,26 @@ pub fn format_from_pb(format: i32) -> Result<RecordFormat> {
         Ok(pb::RecordFormat::Bytes) => Ok(RecordFormat::Bytes),
         Ok(pb::RecordFormat::Arrow) => Ok(RecordFormat::Arrow),
         Err(_) => Err(Error::invalid(format!("record format {format} is unknown to this build"))),
+    }
+}
+
+/// The wire's name of an isolation.
+pub fn isolation_to_pb(isolation: Isolation) -> pb::Isolation {
+    match isolation {
+        Isolation::Committed => pb::Isolation::Committed,
+        Isolation::Uncommitted => pb::Isolation::Uncommitted,
+    }
+}
+
+/// The isolation behind a number of the wire.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a number that this build does not know.
+pub fn isolation_from_pb(isolation: i32) -> Result<Isolation> {
+    match pb::Isolation::try_from(isolation) {
+        Ok(pb::Isolation::Committed) => Ok(Isolation::Committed),
+        Ok(pb::Isolation::Uncommitted) => Ok(Isolation::Uncommitted),
+        Err(_) => Err(Error::invalid(format!("isolation {isolation} is unknown to this build"))),
     }
 }
 
@@ -114,11 +134,12 @@ impl TryFrom<pb::StreamInfo> for StreamInfo {
 
 impl From<&PartitionInfo> for pb::PartitionInfo {
     fn from(info: &PartitionInfo) -> Self {
-        let PartitionInfo { partition, head, end, bytes, segments, max_event_time_ms, fault } = info;
+        let PartitionInfo { partition, head, end, stable_end, bytes, segments, max_event_time_ms, fault } = info;
         Self {
             partition: partition.0,
             head: head.0,
             end: end.0,
+            stable_end: stable_end.0,
             bytes: *bytes,
             segments: *segments,
             max_event_time_ms: *max_event_time_ms,
@@ -129,11 +150,12 @@ impl From<&PartitionInfo> for pb::PartitionInfo {
 
 impl From<pb::PartitionInfo> for PartitionInfo {
     fn from(info: pb::PartitionInfo) -> Self {
-        let pb::PartitionInfo { partition, head, end, bytes, segments, max_event_time_ms, fault } = info;
+        let pb::PartitionInfo { partition, head, end, bytes, segments, max_event_time_ms, fault, stable_end } = info;
         Self {
             partition: PartitionId(partition),
             head: Offset(head),
             end: Offset(end),
+            stable_end: Offset(stable_end),
             bytes,
             segments,
             max_event_time_ms,
@@ -177,8 +199,9 @@ impl TryFrom<pb::TruncateReport> for TruncateReport {
 
 impl From<&ProducerStamp> for pb::ProducerStamp {
     fn from(stamp: &ProducerStamp) -> Self {
-        let ProducerStamp { producer, epoch, sequence } = stamp;
-        Self { producer: producer.to_string(), epoch: epoch.0, sequence: *sequence }
+        let ProducerStamp { producer, epoch, sequence, transaction } = stamp;
+        let transaction = transaction.map(|number| number.0);
+        Self { producer: producer.to_string(), epoch: epoch.0, sequence: *sequence, transaction }
     }
 }
 
@@ -186,8 +209,9 @@ impl TryFrom<pb::ProducerStamp> for ProducerStamp {
     type Error = Error;
 
     fn try_from(stamp: pb::ProducerStamp) -> Result<Self> {
-        let pb::ProducerStamp { producer, epoch, sequence } = stamp;
-        Ok(Self { producer: ProducerId::new(producer)?, epoch: Epoch(epoch), sequence })
+        let pb::ProducerStamp { producer, epoch, sequence, transaction } = stamp;
+        let transaction = transaction.map(TransactionNumber);
+        Ok(Self { producer: ProducerId::new(producer)?, epoch: Epoch(epoch), sequence, transaction })
     }
 }
 
@@ -222,6 +246,7 @@ mod tests {
             partition: PartitionId(1),
             head: Offset(2),
             end: Offset(9),
+            stable_end: Offset(8),
             bytes: 77,
             segments: 2,
             max_event_time_ms: Some(-5),
@@ -238,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_a_peer_must_not_send_is_refused() {
-        let stamp = pb::ProducerStamp { producer: "../x".to_owned(), epoch: 0, sequence: 0 };
+        let stamp = pb::ProducerStamp { producer: "../x".to_owned(), epoch: 0, sequence: 0, transaction: None };
         assert_eq!(ProducerStamp::try_from(stamp).unwrap_err().code, weir_types::Code::InvalidArgument);
         assert!(format_from_pb(17).is_err());
         let options = pb::StreamOptions { durability: 9, ..Default::default() };

@@ -33,6 +33,7 @@
 mod groups;
 mod producer;
 mod reader;
+mod transactions;
 
 use std::future::Future;
 use std::time::Duration;
@@ -52,6 +53,7 @@ use weir_types::{Error, Result};
 pub use groups::{GroupWatch, MemberWatch};
 pub use producer::{Producer, ProducerOptions, partition_of};
 pub use reader::{ReadBlock, Reader, ReaderOptions};
+pub use transactions::LiveTransaction;
 
 use crate::block::RecordBlock;
 use crate::server::{CONNECTION_WINDOW_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES};

@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tracing::{debug, info};
 use weir_proto::from_status;
 use weir_proto::pb::store::v1 as pb;
-use weir_types::ids::{Epoch, Parallelism, PartitionId, ProducerId};
+use weir_types::ids::{Epoch, Parallelism, PartitionId, ProducerId, TransactionNumber};
 use weir_types::key_range::subtask_of;
 use weir_types::store::ProducerStamp;
 use weir_types::stream::{Offset, StreamCut, StreamName};
@@ -107,16 +107,26 @@ struct Lanes {
     finished: u64,
 }
 
+/// A block with its number, on its way.
+struct Numbered {
+    sequence: u64,
+    transaction: Option<TransactionNumber>,
+    block: RecordBlock,
+}
+
 /// One partition's blocks.
 #[derive(Default)]
 struct Lane {
     builder: RecordBlockBuilder,
     /// When the builder got its first record.
     since: Option<Instant>,
-    /// Finished, not sent; each with its sequence number.
-    ready: VecDeque<(u64, RecordBlock)>,
-    in_flight: VecDeque<(u64, RecordBlock)>,
+    /// Finished, not sent.
+    ready: VecDeque<Numbered>,
+    in_flight: VecDeque<Numbered>,
     next_sequence: u64,
+    /// What new blocks belong to.
+    transaction: Option<TransactionNumber>,
+    /// Behind the last block that was acknowledged since the transaction was set.
     acknowledged: Option<Offset>,
 }
 
@@ -133,7 +143,7 @@ impl Lane {
     }
 
     fn enqueue(&mut self, block: RecordBlock) {
-        self.ready.push_back((self.next_sequence, block));
+        self.ready.push_back(Numbered { sequence: self.next_sequence, transaction: self.transaction, block });
         self.next_sequence += 1;
     }
 }
@@ -143,7 +153,7 @@ impl Lanes {
         let lane = &mut self.lanes[partition.0 as usize];
         let before = lane.builder.encoded_len();
         if lane.finish() {
-            let after = lane.ready.back().map_or(0, |(_, block)| block.payload().len());
+            let after = lane.ready.back().map_or(0, |ready| ready.block.payload().len());
             self.buffered_bytes = self.buffered_bytes.saturating_sub(before) + after;
             self.finished += 1;
         }
@@ -272,8 +282,21 @@ impl Producer {
         Ok(())
     }
 
+    /// Lets what is sent from now on belong to another transaction of this producer, or to none.
+    ///
+    /// # Errors
+    /// As [`Producer::flush`], which this does first.
+    pub async fn enter_transaction(&mut self, transaction: Option<TransactionNumber>) -> Result<()> {
+        self.flush().await?;
+        for lane in &mut self.shared.lanes.lock().lanes {
+            lane.transaction = transaction;
+            lane.acknowledged = None;
+        }
+        Ok(())
+    }
+
     /// Waits until everything sent so far is durable, and returns the offset behind this producer's last record in
-    /// every partition that it has appended to.
+    /// every partition that it has appended to since it entered its transaction.
     ///
     /// # Errors
     /// Why a block could not be appended; ends the producer.
@@ -444,11 +467,13 @@ impl Driver {
         for (index, lane) in lanes.lanes.iter_mut().enumerate() {
             let partition = PartitionId(index as u32);
             while lane.in_flight.len() < self.shared.options.max_in_flight
-                && let Some((sequence, block)) = lane.ready.pop_front()
+                && let Some(next) = lane.ready.pop_front()
             {
-                let stamp = ProducerStamp { producer: self.id.clone(), epoch: self.shared.options.epoch, sequence };
-                let request = append_request(self.number, &self.stream, partition, &block, Some(&stamp));
-                lane.in_flight.push_back((sequence, block));
+                let (producer, epoch) = (self.id.clone(), self.shared.options.epoch);
+                let Numbered { sequence, transaction, .. } = next;
+                let stamp = ProducerStamp { producer, epoch, sequence, transaction };
+                let request = append_request(self.number, &self.stream, partition, &next.block, Some(&stamp));
+                lane.in_flight.push_back(next);
                 self.sent.push_back((self.number, partition));
                 self.number += 1;
                 // The channel has room for all that may be under way; if it is closed, so is the connection.
@@ -467,7 +492,7 @@ impl Driver {
         }
         let appended = append_result(reply)?;
         let mut lanes = self.shared.lanes.lock();
-        if let Some((_, block)) = lanes.lanes[partition.0 as usize].in_flight.pop_front() {
+        if let Some(Numbered { block, .. }) = lanes.lanes[partition.0 as usize].in_flight.pop_front() {
             let end = appended.base_offset.plus(u64::from(block.record_count()));
             lanes.lanes[partition.0 as usize].acknowledged = Some(end);
             lanes.buffered_bytes = lanes.buffered_bytes.saturating_sub(block.payload().len());

@@ -1,7 +1,8 @@
 //! Reading a stream: blocks of several partitions, pushed by the store as they appear.
 //!
 //! A reader delivers every record of its partitions from where it began, once and in order per partition, or fails. It
-//! reconnects by itself; what was not delivered yet is read again.
+//! reconnects by itself; what was not delivered yet is read again. With committed isolation, which is the default,
+//! records of transactions are delivered once they are committed, and aborted ones never.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -15,11 +16,12 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{debug, info};
-use weir_proto::convert::store::cut_to_pb;
+use weir_proto::convert::store::{cut_to_pb, isolation_to_pb};
 use weir_proto::from_status;
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::read_request::Kind;
 use weir_types::ids::PartitionId;
+use weir_types::store::Isolation;
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
@@ -39,13 +41,15 @@ pub struct ReaderOptions {
     pub until: Option<StreamCut>,
     /// Bytes that the store may send ahead of what was taken: bounds the reader's memory.
     pub credit_bytes: u64,
+    /// What is shown of transactions.
+    pub isolation: Isolation,
     /// How long to keep trying to reach a store before `next` fails; `None` is for ever.
     pub give_up_after: Option<Duration>,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        Self { until: None, credit_bytes: 4 << 20, give_up_after: None }
+        Self { until: None, credit_bytes: 4 << 20, isolation: Isolation::default(), give_up_after: None }
     }
 }
 
@@ -60,7 +64,8 @@ pub struct ReadBlock {
     pub block: RecordBlock,
     /// The records asked for; all of them except at the reader's start and end.
     pub rows: Range<u32>,
-    /// The partition's end when the block was read: nothing more is there yet if it equals [`ReadBlock::next_offset`].
+    /// The partition's end when the block was read, or how far committed readers get: nothing more is there yet if it
+    /// equals [`ReadBlock::next_offset`].
     pub end: Offset,
 }
 
@@ -103,10 +108,16 @@ pub struct Reader {
     /// Next offset per partition, behind what `next` has returned.
     delivered: BTreeMap<PartitionId, Offset>,
     ends: BTreeMap<PartitionId, Offset>,
-    /// Blocks with the credit that taking them gives back.
-    ready: VecDeque<(ReadBlock, u64)>,
+    /// Blocks with the credit that taking them gives back, and what lies between them.
+    ready: VecDeque<Ready>,
     session: Option<Session>,
     retry: Option<Retry>,
+}
+
+enum Ready {
+    Block(ReadBlock, u64),
+    /// The partition goes on at this offset: what comes before it was aborted.
+    Skip(PartitionId, Offset),
 }
 
 struct Session {
@@ -155,10 +166,17 @@ impl Reader {
     /// `give_up_after`. The reader may be asked again afterwards.
     pub async fn next(&mut self) -> Result<Option<ReadBlock>> {
         loop {
-            if let Some((block, credit)) = self.ready.pop_front() {
-                self.delivered.insert(block.partition, block.next_offset());
-                self.give_back(credit);
-                return Ok(Some(block));
+            match self.ready.pop_front() {
+                Some(Ready::Block(block, credit)) => {
+                    self.delivered.insert(block.partition, block.next_offset());
+                    self.give_back(credit);
+                    return Ok(Some(block));
+                }
+                Some(Ready::Skip(partition, to)) => {
+                    self.delivered.insert(partition, to);
+                    continue;
+                }
+                None => {}
             }
             if self.is_finished() {
                 return Ok(None);
@@ -195,10 +213,10 @@ impl Reader {
             }
         };
         let message = session.replies.message().await.map_err(|status| from_status(&status))?;
-        let Some(pb::ReadReply { partition, end, frames }) = message else {
+        let Some(pb::ReadReply { partition, end, frames, skipped }) = message else {
             return Err(Error::unavailable("the store ended the read"));
         };
-        self.accept(PartitionId(partition), Offset(end), frames)
+        self.accept(PartitionId(partition), Offset(end), frames, skipped)
     }
 
     async fn connect(&self) -> Result<Session> {
@@ -210,6 +228,7 @@ impl Reader {
             from: cut_to_pb(&StreamCut(from)),
             until: self.options.until.as_ref().map(cut_to_pb).unwrap_or_default(),
             credit: self.options.credit_bytes,
+            isolation: isolation_to_pb(self.options.isolation).into(),
         };
         let (requests, outgoing) = mpsc::channel(16);
         // There is room for the first.
@@ -220,15 +239,38 @@ impl Reader {
         Ok(Session { requests, replies, credit: 0 })
     }
 
-    fn accept(&mut self, partition: PartitionId, end: Offset, mut frames: Bytes) -> Result<()> {
+    fn accept(
+        &mut self,
+        partition: PartitionId,
+        end: Offset,
+        mut frames: Bytes,
+        skipped: Vec<pb::OffsetRange>,
+    ) -> Result<()> {
         let Some(mut next) = self.fetched.get(&partition).copied() else {
             return Err(Error::internal(format!("the store sent partition {partition}, which was not asked for")));
         };
         self.ends.insert(partition, end);
         let until = self.until(partition);
         let mut unreturned = 0;
+        let mut skipped = skipped.into_iter().peekable();
+        let mut skip = |next: &mut Offset, ready: &mut VecDeque<Ready>| {
+            while let Some(range) = skipped.next_if(|range| range.begin <= next.0) {
+                if range.end > next.0 {
+                    *next = until.map_or(Offset(range.end), |until| until.min(Offset(range.end)).max(*next));
+                    ready.push_back(Ready::Skip(partition, *next));
+                }
+            }
+        };
         while !frames.is_empty() {
             let header = FrameHeader::parse_frame(&frames).map_err(|problem| damaged(partition, next, &problem))?;
+            if until.is_some_and(|until| next >= until) {
+                // Frames are sent whole, and further than was asked for.
+                unreturned += frames.len() as u64;
+                break;
+            }
+            if header.base_offset > next {
+                skip(&mut next, &mut self.ready);
+            }
             if header.base_offset > next {
                 return Err(Error::internal(format!("the store left out offset {next} of partition {partition}")));
             }
@@ -237,13 +279,14 @@ impl Reader {
             if last > next {
                 let rows = (next.0 - header.base_offset.0) as u32..(last.0 - header.base_offset.0) as u32;
                 let block = ReadBlock { partition, first: next, block: header.block(&frames), rows, end };
-                self.ready.push_back((block, credit));
+                self.ready.push_back(Ready::Block(block, credit));
                 next = last;
             } else {
                 unreturned += credit;
             }
             frames.advance(header.frame_len());
         }
+        skip(&mut next, &mut self.ready);
         self.fetched.insert(partition, next);
         self.give_back(unreturned);
         Ok(())

@@ -1,13 +1,16 @@
 //! Appending: many blocks, one write, one fsync.
 //!
-//! Order: check the producers, write, fsync (unless the stream is `os` durable), show to readers, answer. A write that
-//! fails, for want of space say, is cut off again and the log goes on; a failed fsync poisons the partition.
+//! Order: check producers and transactions, write, fsync (unless the stream is `os` durable), show to readers, answer. A
+//! write that fails, for want of space say, is cut off again and the log goes on; a failed fsync poisons the partition.
+//!
+//! Markers go the same way, fsynced whatever the stream's options say: when the store may forget how a transaction ended,
+//! the log must know.
 
 use std::fs::File;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_types::store::{Appended, Durability, ProducerStamp};
 use weir_types::stream::Offset;
@@ -16,9 +19,9 @@ use weir_types::{Error, Result};
 
 use super::{Partition, Writer};
 use crate::block::RecordBlock;
-use crate::frame::FrameHeader;
+use crate::frame::{FrameHeader, Marker};
 use crate::producers::{Known, Verdict};
-use crate::segment::log_path;
+use crate::segment::{FILE_VERSION, log_path};
 
 /// A block on its way into the log.
 pub(crate) struct AppendJob {
@@ -44,6 +47,8 @@ impl Partition {
     /// Appends the blocks in order and answers each.
     pub(crate) fn append(&self, now: Millis, jobs: Vec<AppendJob>) {
         let mut writer = self.writer.lock();
+        let is_transactional = |job: &AppendJob| job.producer.as_ref().is_some_and(|stamp| stamp.transaction.is_some());
+        let needs_version = if jobs.iter().any(is_transactional) { FILE_VERSION } else { 0 };
         let mut jobs = jobs.into_iter().peekable();
         while jobs.peek().is_some() {
             let ready = match &self.view.read().append_fault {
@@ -51,7 +56,11 @@ impl Partition {
                 None => Ok(()),
             };
             let full = writer.position >= self.setup.config.segment_bytes && writer.next > writer.base;
-            let ready = ready.and_then(|()| if full { self.roll(&mut writer) } else { Ok(()) });
+            let ready = ready.and_then(|()| match () {
+                () if full => self.roll(&mut writer),
+                () if writer.version < needs_version => self.modernise(&mut writer),
+                () => Ok(()),
+            });
             if let Err(error) = ready {
                 jobs.for_each(|job| answer(job, Err(error.clone())));
                 return;
@@ -68,8 +77,14 @@ impl Partition {
         let mut position = writer.position;
         for job in jobs {
             let verdict = job.producer.as_ref().map_or(Ok(Verdict::Append), |stamp| {
-                self.setup.fences.check(stamp)?;
-                writer.producers.check(stamp)
+                self.setup.fences.check(&stamp.producer, stamp.epoch)?;
+                // What is there already is answered so even when its transaction has ended meanwhile.
+                let verdict = writer.producers.check(stamp)?;
+                match (verdict, stamp.transaction) {
+                    (Verdict::Append, Some(number)) => self.setup.transactions.check_open(number, stamp)?,
+                    _ => {}
+                }
+                Ok(verdict)
             });
             match verdict {
                 Err(error) => answer(job, Err(error)),
@@ -94,7 +109,8 @@ impl Partition {
 
     fn commit(&self, writer: &mut Writer, now: Millis, placed: Vec<Placed>) {
         let first_new = writer.next;
-        let outcome = self.write(writer, &placed).and_then(|written| {
+        let new = || placed.iter().filter_map(|placed| Some((&placed.frame.as_ref()?.0, placed.job.block.payload())));
+        let outcome = self.write(writer, new()).and_then(|written| {
             writer.position += written;
             if self.setup.durability == Durability::Fsync {
                 self.sync(writer)?;
@@ -103,7 +119,7 @@ impl Partition {
         });
         match outcome {
             Ok(()) => {
-                self.publish(writer, now, &placed);
+                self.publish(writer, now, new().map(|(header, _)| header));
                 for Placed { job, result, .. } in placed {
                     answer(job, Ok(result));
                 }
@@ -124,19 +140,44 @@ impl Partition {
         }
     }
 
-    /// Writes the frames behind the log's end and returns how many bytes they are.
-    fn write(&self, writer: &mut Writer, placed: &[Placed]) -> Result<u64> {
-        let frames = || placed.iter().filter_map(|placed| placed.frame.as_ref().map(|(header, _)| (header, placed)));
+    /// Says in the log how transactions ended, as far as they have records here that are not decided yet.
+    pub(crate) fn mark(&self, now: Millis, decided: &[Marker]) -> Result<()> {
+        let mut writer = self.writer.lock();
+        let markers: Vec<FrameHeader> = {
+            let view = self.view.read();
+            let here = decided.iter().filter(|marker| view.decisions.undecided.contains_key(&marker.transaction));
+            here.map(|marker| FrameHeader::of_marker(*marker, writer.next, now)).collect()
+        };
+        if markers.is_empty() {
+            return Ok(());
+        }
+        if let Some(fault) = &self.view.read().append_fault {
+            return Err(fault.clone());
+        }
+        let nothing = Bytes::new();
+        let written = self.write(&mut writer, markers.iter().map(|header| (header, &nothing)))?;
+        writer.position += written;
+        self.sync(&mut writer)?;
+        self.publish(&mut writer, now, markers.iter());
+        Ok(())
+    }
+
+    /// Writes frames behind the log's end and returns how many bytes they are.
+    fn write<'a>(
+        &self,
+        writer: &mut Writer,
+        frames: impl Iterator<Item = (&'a FrameHeader, &'a Bytes)> + Clone,
+    ) -> Result<u64> {
         let mut headers = BytesMut::new();
-        frames().for_each(|(header, _)| header.encode(&mut headers));
+        frames.clone().for_each(|(header, _)| header.encode(&mut headers));
         let mut rest = &headers[..];
-        let mut slices = Vec::with_capacity(placed.len() * 3);
+        let mut slices = Vec::with_capacity(frames.size_hint().1.unwrap_or(0) * 3);
         let mut total = 0;
-        for (header, placed) in frames() {
+        for (header, payload) in frames {
             let (own, behind) = rest.split_at(header.header_len());
             rest = behind;
             slices.push(IoSlice::new(own));
-            slices.push(IoSlice::new(placed.job.block.payload()));
+            slices.push(IoSlice::new(payload));
             if header.padding_len() > 0 {
                 slices.push(IoSlice::new(&PADDING[..header.padding_len()]));
             }
@@ -162,11 +203,12 @@ impl Partition {
     }
 
     /// Shows the new end to readers.
-    fn publish(&self, writer: &mut Writer, now: Millis, placed: &[Placed]) {
+    fn publish<'a>(&self, writer: &mut Writer, now: Millis, headers: impl Iterator<Item = &'a FrameHeader>) {
         let mut view = self.view.write();
         let mut position = view.active.len;
         let mut end = Offset(0);
-        for (header, _) in placed.iter().filter_map(|placed| placed.frame.as_ref()) {
+        for header in headers {
+            view.decisions.note(header);
             view.active_index.note(header.base_offset, position, self.setup.config.index_interval_bytes);
             view.active.max_event_time_ms = view.active.max_event_time_ms.max(header.max_event_time_ms);
             position += header.frame_len() as u64;

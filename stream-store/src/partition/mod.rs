@@ -5,10 +5,11 @@
 //! what the disk holds is unknown then.
 
 mod append;
+mod decisions;
 mod open;
 mod read;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +18,15 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use weir_types::ids::PartitionId;
-use weir_types::store::{Durability, PartitionInfo};
+use weir_types::ids::{PartitionId, TransactionNumber};
+use weir_types::store::{Durability, Isolation, PartitionInfo};
 use weir_types::stream::{Offset, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 pub(crate) use append::AppendJob;
-pub(crate) use read::Cursor;
+pub(crate) use decisions::{Decisions, Extent};
+pub(crate) use read::{Cursor, Slice};
 
 use crate::config::StoreConfig;
 use crate::disk::{Disk, remove, replace_file, sync_dir};
@@ -32,6 +34,7 @@ use crate::fences::Fences;
 use crate::producers::Producers;
 use crate::segment::{self, index_path, log_path};
 use crate::sidecar::{Sidecar, SparseIndex, Summary};
+use crate::transactions::Transactions;
 
 /// What a partition needs to know of its surroundings.
 #[derive(Clone)]
@@ -46,6 +49,8 @@ pub(crate) struct PartitionSetup {
     pub(crate) tail: watch::Sender<u64>,
     /// The stream's.
     pub(crate) fences: Arc<Fences>,
+    /// The stream's.
+    pub(crate) transactions: Arc<Transactions>,
 }
 
 pub(crate) struct Partition {
@@ -58,6 +63,8 @@ pub(crate) struct Partition {
 struct Writer {
     file: Arc<File>,
     base: Offset,
+    /// Of the segment's format.
+    version: u32,
     position: u64,
     next: Offset,
     producers: Producers,
@@ -74,6 +81,8 @@ struct View {
     active_file: Arc<File>,
     active_index: SparseIndex,
     head: Offset,
+    /// As of the active segment's end.
+    decisions: Decisions,
     /// Why nothing can be appended.
     append_fault: Option<Error>,
     /// From which offset on nothing can be read, and why.
@@ -90,12 +99,36 @@ impl Partition {
         drop(self.writer.lock());
     }
 
+    /// As [`Partition::settle`]; what is in the log is durable then, whatever the stream's options say.
+    pub(crate) fn settle_durably(&self) -> Result<()> {
+        let mut writer = self.writer.lock();
+        if let Some(fault) = &self.view.read().append_fault {
+            return Err(fault.clone());
+        }
+        self.sync(&mut writer)
+    }
+
     pub(crate) fn head(&self) -> Offset {
         self.view.read().head
     }
 
     pub(crate) fn end(&self) -> Offset {
         self.view.read().active.end
+    }
+
+    /// How far readers of this isolation get.
+    pub(crate) fn readable_end(&self, isolation: Isolation) -> Offset {
+        let view = self.view.read();
+        match isolation {
+            Isolation::Committed => view.decisions.stable_end(view.active.end),
+            Isolation::Uncommitted => view.active.end,
+        }
+    }
+
+    /// The transactions that are not decided here, and whether damage may hide that some of them are.
+    pub(crate) fn undecided(&self) -> (BTreeMap<TransactionNumber, Extent>, bool) {
+        let view = self.view.read();
+        (view.decisions.undecided.clone(), view.decisions.has_gaps)
     }
 
     pub(crate) fn info(&self) -> PartitionInfo {
@@ -105,6 +138,7 @@ impl Partition {
             partition: self.setup.id,
             head: view.head,
             end: view.active.end,
+            stable_end: view.decisions.stable_end(view.active.end),
             bytes: segments.clone().map(|segment| segment.len).sum(),
             segments: view.sealed.len() as u32 + 1,
             max_event_time_ms: segments.filter_map(|segment| segment.max_event_time_ms).max(),
@@ -139,7 +173,11 @@ impl Partition {
         }
         // The new head is durable before anything that lies before it goes.
         replace_file(&head_path(&self.setup.dir), offset.0.to_string().as_bytes())?;
-        self.view.write().head = offset;
+        {
+            let mut view = self.view.write();
+            view.head = offset;
+            view.decisions.forget_before(offset);
+        }
         if offset == end && self.may_roll(&writer) {
             self.roll(&mut writer)?;
         }
@@ -230,12 +268,12 @@ impl Partition {
 
     /// Writes the sidecar of the active segment. Losing it costs time at the next open only.
     fn cover(&self, writer: &mut Writer) {
-        let (summary, index) = {
+        let (summary, index, decisions) = {
             let view = self.view.read();
-            (view.active, view.active_index.clone())
+            (view.active, view.active_index.clone(), view.decisions.clone())
         };
         writer.producers.forget_beyond(self.setup.config.max_producers_per_partition);
-        let sidecar = Sidecar { summary, index, producers: writer.producers.clone() };
+        let sidecar = Sidecar { summary, index, producers: writer.producers.clone(), decisions };
         match sidecar.write(&index_path(&self.setup.dir, writer.base)) {
             Ok(()) => writer.covered = summary.len,
             Err(error) => warn!(%error, "index file could not be written"),
@@ -267,9 +305,24 @@ impl Partition {
         view.active_index = SparseIndex::default();
         writer.file = file;
         writer.base = writer.next;
+        writer.version = segment::FILE_VERSION;
         writer.position = segment::FILE_HEADER_LEN;
         writer.synced = writer.position;
         writer.covered = 0;
+        Ok(())
+    }
+
+    /// Goes on in a segment of the newest format, as records of transactions need it.
+    fn modernise(&self, writer: &mut Writer) -> Result<()> {
+        if writer.next > writer.base {
+            return self.roll(writer);
+        }
+        // An empty segment is made anew under its name.
+        let Self { setup, .. } = self;
+        let file = Arc::new(segment::create(&*setup.disk, &setup.dir, setup.id, writer.base)?);
+        self.view.write().active_file = Arc::clone(&file);
+        writer.file = file;
+        writer.version = segment::FILE_VERSION;
         Ok(())
     }
 }

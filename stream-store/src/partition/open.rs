@@ -15,12 +15,19 @@ use weir_types::stream::Offset;
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
-use super::{Partition, PartitionSetup, View, Writer, head_path};
+use super::{Decisions, Partition, PartitionSetup, View, Writer, head_path};
 use crate::disk::{create_dir, read_file, remove, sync_dir};
 use crate::frame::{FrameHeader, FrameProblem};
 use crate::producers::Producers;
 use crate::segment::{self, FILE_HEADER_LEN, WalkEnd, base_of, check_header, corrupt, index_path, log_path};
 use crate::sidecar::{Sidecar, SparseIndex, Summary};
+
+/// What the log says beside its records, up to some place.
+#[derive(Clone, Default)]
+struct Told {
+    producers: Producers,
+    decisions: Decisions,
+}
 
 /// What walking over a segment gathers.
 struct Gathered {
@@ -36,15 +43,16 @@ impl Gathered {
         Self { summary, index: SparseIndex::default(), interval }
     }
 
-    fn add(&mut self, header: &FrameHeader, position: u64, producers: &mut Producers) {
+    fn add(&mut self, header: &FrameHeader, position: u64, told: &mut Told) {
         self.index.note(header.base_offset, position, self.interval);
         self.summary.end = header.end_offset();
         self.summary.len = position + header.frame_len() as u64;
         self.summary.max_event_time_ms = self.summary.max_event_time_ms.max(header.max_event_time_ms);
         self.summary.last_append = header.appended_at;
         if let Some(stamp) = &header.producer {
-            producers.record(stamp, header.base_offset, header.appended_at);
+            told.producers.record(stamp, header.base_offset, header.appended_at);
         }
+        told.decisions.note(header);
     }
 }
 
@@ -66,13 +74,13 @@ impl PartitionSetup {
         let Some((active, sealed)) = bases.split_last() else {
             return Err(corrupt(&self.dir, 0, "the partition has no segment"));
         };
-        let mut producers = Producers::default();
+        let mut told = Told::default();
         let mut summaries = VecDeque::with_capacity(sealed.len());
         for (index, base) in sealed.iter().enumerate() {
             let next = sealed.get(index + 1).unwrap_or(active);
-            summaries.push_back(self.open_sealed(*base, *next, &mut producers)?);
+            summaries.push_back(self.open_sealed(*base, *next, &mut told)?);
         }
-        self.open_active(*active, head, summaries, producers)
+        self.open_active(*active, head, summaries, told)
     }
 
     fn read_head(&self) -> Result<Offset> {
@@ -116,7 +124,7 @@ impl PartitionSetup {
             .map_err(|error| Error::io(format!("{} could not be opened", path.display()), &error))
     }
 
-    fn open_sealed(&self, base: Offset, next: Offset, producers: &mut Producers) -> Result<Summary> {
+    fn open_sealed(&self, base: Offset, next: Offset, told: &mut Told) -> Result<Summary> {
         let (log, index) = (log_path(&self.dir, base), index_path(&self.dir, base));
         let (file, len) = self.open_file(&log)?;
         if let Err(damage) = check_header(&file, &log, self.id, base) {
@@ -125,31 +133,27 @@ impl PartitionSetup {
         }
         let sidecar = Sidecar::read(&index, base)?;
         if let Some(sidecar) = sidecar.filter(|sidecar| sidecar.summary.end == next && sidecar.summary.len == len) {
-            *producers = sidecar.producers;
+            *told = Told { producers: sidecar.producers, decisions: sidecar.decisions };
             return Ok(sidecar.summary);
         }
         info!(file = %log.display(), "rebuilding the index of a segment");
         let mut gathered = Gathered::new(base, self.config.index_interval_bytes);
         let end = segment::walk(&file, &log, FILE_HEADER_LEN, base, len, |header, position| {
-            gathered.add(header, position, producers);
+            gathered.add(header, position, told);
         })?;
         if end.problem.is_some() || end.offset != next {
             // Reading this place reports it; what lies around it stays readable.
             error!(file = %log.display(), position = end.position, offset = %end.offset, "segment is damaged");
+            told.decisions.has_gaps = true;
             return Ok(Summary { end: next, len, ..gathered.summary });
         }
         let Gathered { summary, index: sparse, .. } = gathered;
-        Sidecar { summary, index: sparse, producers: producers.clone() }.write(&index)?;
+        let Told { producers, decisions } = told.clone();
+        Sidecar { summary, index: sparse, producers, decisions }.write(&index)?;
         Ok(summary)
     }
 
-    fn open_active(
-        self,
-        base: Offset,
-        head: Offset,
-        sealed: VecDeque<Summary>,
-        mut producers: Producers,
-    ) -> Result<Partition> {
+    fn open_active(self, base: Offset, head: Offset, sealed: VecDeque<Summary>, mut told: Told) -> Result<Partition> {
         let path = log_path(&self.dir, base);
         let (mut file, mut len) = self.open_file(&path)?;
         if len < FILE_HEADER_LEN {
@@ -157,13 +161,13 @@ impl PartitionSetup {
             file = segment::create(&*self.disk, &self.dir, self.id, base)?;
             len = FILE_HEADER_LEN;
         }
-        check_header(&file, &path, self.id, base)?;
+        let version = check_header(&file, &path, self.id, base)?;
         let mut gathered = Gathered::new(base, self.config.index_interval_bytes);
         let mut lost = None;
         if let Some(sidecar) = Sidecar::read(&index_path(&self.dir, base), base)? {
-            let Sidecar { summary, index, producers: known } = sidecar;
+            let Sidecar { summary, index, producers, decisions } = sidecar;
             if summary.len <= len {
-                producers = known;
+                told = Told { producers, decisions };
                 gathered.summary = summary;
                 gathered.index = index;
             } else {
@@ -173,7 +177,7 @@ impl PartitionSetup {
         let covered = gathered.summary.len;
         let start = gathered.summary.end;
         let end = segment::walk(&file, &path, covered, start, len, |header, position| {
-            gathered.add(header, position, &mut producers);
+            gathered.add(header, position, &mut told);
         })?;
         let fault = match lost {
             Some(synced) => Some(self.lost_tail(&path, &end, synced)),
@@ -183,10 +187,15 @@ impl PartitionSetup {
         self.disk.sync(&file).map_err(|error| Error::io(format!("{} could not be synced", path.display()), &error))?;
         let oldest = sealed.front().map_or(base, |segment| segment.base);
         let Gathered { summary, index, .. } = gathered;
+        let Told { producers, mut decisions } = told;
+        let head = head.max(oldest).min(summary.end);
+        decisions.forget_before(head);
+        decisions.has_gaps |= fault.is_some();
         let file = Arc::new(file);
         let writer = Writer {
             file: Arc::clone(&file),
             base,
+            version,
             position: summary.len,
             next: summary.end,
             producers,
@@ -198,7 +207,8 @@ impl PartitionSetup {
             active: summary,
             active_file: file,
             active_index: index,
-            head: head.max(oldest).min(summary.end),
+            head,
+            decisions,
             append_fault: fault.clone(),
             read_fault: fault.map(|fault| (summary.end, fault)),
         };

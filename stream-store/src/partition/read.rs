@@ -1,11 +1,17 @@
 //! Reading: whole frames from an offset on, checked, as they lie in the file.
+//!
+//! Committed readers get no further than the first record that is not decided, and are told which offsets are left out
+//! because they were aborted: what is missing is always named.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use weir_types::error::Facts;
+use weir_types::ids::TransactionNumber;
+use weir_types::store::Isolation;
 use weir_types::stream::Offset;
 use weir_types::{Code, Error, Result};
 
@@ -25,11 +31,13 @@ pub(crate) struct Cursor {
 /// What a read found.
 #[derive(Clone, Debug)]
 pub(crate) struct Slice {
-    /// Whole frames; the first one holds the offset asked for. Empty at the end of the log.
+    /// Whole frames; the first one holds the offset asked for, unless that is skipped. Empty at the end of the log.
     pub(crate) frames: Bytes,
-    /// The offset behind them.
+    /// What was left out because it was aborted, in order.
+    pub(crate) skipped: Vec<Range<Offset>>,
+    /// The offset behind all that.
     pub(crate) next: Offset,
-    /// The partition's end.
+    /// How far readers of this isolation get.
     pub(crate) end: Offset,
     pub(crate) cursor: Option<Cursor>,
 }
@@ -49,9 +57,20 @@ struct Readable {
 
 impl Partition {
     /// Reads frames from `from` on, about `max_bytes` of them, at least one if there is one. Blocks on the disk.
-    pub(crate) fn read(&self, from: Offset, cursor: Option<Cursor>, max_bytes: usize) -> Result<Slice> {
+    pub(crate) fn read(
+        &self,
+        from: Offset,
+        cursor: Option<Cursor>,
+        max_bytes: usize,
+        isolation: Isolation,
+    ) -> Result<Slice> {
+        // Decisions only ever move this on: what lies before it is decided when the frames are read.
+        let stable = self.readable_end(isolation);
         let (readable, end) = self.locate(from, cursor)?;
-        let Some(mut readable) = readable else { return Ok(Slice { frames: Bytes::new(), next: from, end, cursor }) };
+        let end = end.min(stable);
+        let Some(mut readable) = readable.filter(|_| from < end) else {
+            return Ok(Slice { frames: Bytes::new(), skipped: Vec::new(), next: from, end, cursor });
+        };
         if readable.file.is_none() && cursor.is_none() {
             self.seek_sealed(&mut readable, from)?;
         }
@@ -66,14 +85,25 @@ impl Partition {
                 Err(error) => return Err(Error::io(format!("{} could not be opened", path.display()), &error)),
             },
         };
-        let (frames, position, next) = read_frames(&file, &path, &readable, from, max_bytes)?;
+        let (mut frames, mut position, mut next) = read_frames(&file, &path, &readable, from, max_bytes)?;
+        if next > end {
+            let kept = len_before(&frames, end);
+            position -= (frames.len() - kept) as u64;
+            frames.truncate(kept);
+            next = end;
+        }
         metrics::counter!("weir_store_read_bytes_total").increment(frames.len() as u64);
         let mut cursor = Cursor { base: readable.base, position, offset: next };
         if next == readable.end && next < end {
             // The next segment begins behind its header.
             cursor = Cursor { base: next, position: FILE_HEADER_LEN, offset: next };
         }
-        Ok(Slice { frames, next, end, cursor: Some(cursor) })
+        let aborted = match isolation {
+            Isolation::Committed => self.view.read().decisions.aborted_between(from, next),
+            Isolation::Uncommitted => Vec::new(),
+        };
+        let (frames, skipped) = if aborted.is_empty() { (frames, Vec::new()) } else { leave_out(&frames, &aborted) };
+        Ok(Slice { frames, skipped, next, end, cursor: Some(cursor) })
     }
 
     /// The segment that holds `from`, if there is anything to read, and the partition's end.
@@ -131,6 +161,38 @@ fn truncated(from: Offset, head: Offset) -> Error {
     Error::new(Code::OffsetTruncated, format!("offset {from} has been truncated: the oldest one is {head}"))
         .with_hint("Start from the head or a newer position, if losing the records between is acceptable.")
         .with_facts(Facts::OffsetTruncated { head })
+}
+
+/// The frames in these bytes, which were checked before.
+fn headers(frames: &Bytes) -> impl Iterator<Item = (FrameHeader, Bytes)> {
+    let mut rest = frames.clone();
+    std::iter::from_fn(move || {
+        let header = FrameHeader::parse(&rest).ok()?;
+        let frame = rest.split_to(header.frame_len().min(rest.len()));
+        Some((header, frame))
+    })
+}
+
+/// Length of the frames whose records lie before `end`.
+fn len_before(frames: &Bytes, end: Offset) -> usize {
+    headers(frames).take_while(|(header, _)| header.end_offset() <= end).map(|(_, frame)| frame.len()).sum()
+}
+
+/// The frames without those of aborted transactions, and the offsets of those.
+fn leave_out(frames: &Bytes, aborted: &[TransactionNumber]) -> (Bytes, Vec<Range<Offset>>) {
+    let mut kept = BytesMut::with_capacity(frames.len());
+    let mut skipped: Vec<Range<Offset>> = Vec::new();
+    for (header, frame) in headers(frames) {
+        if header.transaction().is_none_or(|number| !aborted.contains(&number)) {
+            kept.extend_from_slice(&frame);
+            continue;
+        }
+        match skipped.last_mut() {
+            Some(last) if last.end == header.base_offset => last.end = header.end_offset(),
+            _ => skipped.push(header.base_offset..header.end_offset()),
+        }
+    }
+    (kept.freeze(), skipped)
 }
 
 /// Whole frames from the one that holds `from` on, where they end in the file, and the offset behind them.

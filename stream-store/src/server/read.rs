@@ -1,15 +1,17 @@
 //! Reads over one call: any number of partitions of one stream, pushed as they grow, never more than the client's
 //! credit. Partitions take turns, so that a long one does not starve the others.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use weir_proto::convert::store::cut_from_pb;
+use weir_proto::convert::store::{cut_from_pb, isolation_from_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::read_request::Kind;
 use weir_types::ids::PartitionId;
+use weir_types::store::Isolation;
 use weir_types::stream::{Offset, StreamCut};
 use weir_types::{Error, Result};
 
@@ -43,6 +45,7 @@ struct Session {
     stream: Arc<StreamState>,
     tail: watch::Receiver<u64>,
     sources: Vec<Source>,
+    isolation: Isolation,
     /// Whose turn it is.
     turn: usize,
     credit: u64,
@@ -54,7 +57,8 @@ pub(crate) async fn serve(context: Context, mut requests: Streaming<pb::ReadRequ
     let Some(pb::ReadRequest { kind: Some(Kind::Open(open)) }) = requests.message().await? else {
         return Err(status(Error::invalid("a read begins with the message that opens it")));
     };
-    let pb::ReadOpen { stream, from, until, credit } = open;
+    let pb::ReadOpen { stream, from, until, credit, isolation } = open;
+    let isolation = isolation_from_pb(isolation).map_err(status)?;
     let stream = stream.parse().and_then(|name| context.store.inner.stream(&name)).map_err(status)?;
     let from = cut_from_pb(from);
     check_start(&stream, &from).map_err(status)?;
@@ -64,6 +68,7 @@ pub(crate) async fn serve(context: Context, mut requests: Streaming<pb::ReadRequ
     let session = Session {
         tail: stream.tail.subscribe(),
         sources: from.0.into_iter().map(source).collect(),
+        isolation,
         turn: 0,
         credit,
         context,
@@ -94,8 +99,8 @@ impl Session {
     async fn push(&mut self) -> Result<()> {
         for index in 0..self.sources.len() {
             let source = &self.sources[index];
-            let end = self.stream.partition(source.id)?.end();
-            let reply = pb::ReadReply { partition: source.id.0, end: end.0, frames: Default::default() };
+            let end = self.stream.partition(source.id)?.readable_end(self.isolation);
+            let reply = pb::ReadReply { partition: source.id.0, end: end.0, ..Default::default() };
             if self.replies.send(Ok(reply)).await.is_err() {
                 return Ok(());
             }
@@ -138,7 +143,7 @@ impl Session {
         for step in 0..self.sources.len() {
             let index = (self.turn + step) % self.sources.len();
             let source = &self.sources[index];
-            if !source.is_done() && source.next < self.stream.partition(source.id)?.end() {
+            if !source.is_done() && source.next < self.stream.partition(source.id)?.readable_end(self.isolation) {
                 self.turn = index + 1;
                 return Ok(Some(index));
             }
@@ -152,12 +157,15 @@ impl Session {
         let partition = Arc::clone(self.stream.partition(id)?);
         let chunk = self.context.store.config().read_chunk_bytes as u64;
         let max_bytes = chunk.min(self.credit) as usize;
-        let slice = blocking(move || partition.read(next, cursor, max_bytes)).await?;
+        let isolation = self.isolation;
+        let slice = blocking(move || partition.read(next, cursor, max_bytes, isolation)).await?;
         self.sources[index].next = slice.next;
         self.sources[index].cursor = slice.cursor;
         // A frame larger than what is left of the credit is sent whole; the next ones wait longer.
         self.credit = self.credit.saturating_sub(slice.frames.len() as u64);
-        let reply = pb::ReadReply { partition: id.0, end: slice.end.0, frames: slice.frames };
+        let range = |range: &Range<Offset>| pb::OffsetRange { begin: range.start.0, end: range.end.0 };
+        let skipped = slice.skipped.iter().map(range).collect();
+        let reply = pb::ReadReply { partition: id.0, end: slice.end.0, frames: slice.frames, skipped };
         Ok(tokio::select! {
             sent = self.replies.send(Ok(reply)) => sent.is_ok(),
             () = self.context.stopping.cancelled() => {

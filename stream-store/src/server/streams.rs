@@ -2,11 +2,12 @@
 
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::convert::store::cut_from_pb;
+use weir_proto::convert::transaction::{info_to_pb, spec_from_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_server::Streams;
 use weir_proto::to_status;
 use weir_types::Error;
-use weir_types::ids::{Epoch, PinHolder, ProducerId};
+use weir_types::ids::{Epoch, PinHolder, ProducerId, TransactionId};
 use weir_types::stream::StreamName;
 
 use super::{Context, append, read};
@@ -19,6 +20,10 @@ pub(crate) fn status(error: Error) -> Status {
 
 fn stream_name(name: &str) -> Result<StreamName, Status> {
     name.parse().map_err(status)
+}
+
+fn transaction_ids(ids: Vec<String>) -> Result<Vec<TransactionId>, Status> {
+    ids.into_iter().map(|id| TransactionId::new(id).map_err(status)).collect()
 }
 
 #[tonic::async_trait]
@@ -85,6 +90,66 @@ impl Streams for StreamsService {
         let (name, producer) = (stream_name(&stream)?, ProducerId::new(producer).map_err(status)?);
         self.0.store.fence(&name, producer, Epoch(epoch)).await.map_err(status)?;
         Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn begin_transaction(
+        &self,
+        request: Request<pb::TransactionSpec>,
+    ) -> Result<Response<pb::TransactionInfo>, Status> {
+        let (name, spec) = spec_from_pb(request.into_inner()).map_err(status)?;
+        let info = self.0.store.begin_transaction(&name, spec).await.map_err(status)?;
+        Ok(Response::new(info_to_pb(&name, &info)))
+    }
+
+    async fn renew_transaction(&self, request: Request<pb::TransactionRef>) -> Result<Response<pb::Empty>, Status> {
+        let pb::TransactionRef { stream, id } = request.into_inner();
+        let (name, id) = (stream_name(&stream)?, TransactionId::new(id).map_err(status)?);
+        self.0.store.renew_transaction(&name, id).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn prepare_transaction(
+        &self,
+        request: Request<pb::PrepareTransactionRequest>,
+    ) -> Result<Response<pb::Empty>, Status> {
+        let pb::PrepareTransactionRequest { stream, id, ends } = request.into_inner();
+        let (name, id) = (stream_name(&stream)?, TransactionId::new(id).map_err(status)?);
+        self.0.store.prepare_transaction(&name, id, cut_from_pb(ends)).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn decide_transactions(
+        &self,
+        request: Request<pb::DecideTransactionsRequest>,
+    ) -> Result<Response<pb::Empty>, Status> {
+        let pb::DecideTransactionsRequest { stream, ids, commit, reason } = request.into_inner();
+        let (name, ids) = (stream_name(&stream)?, transaction_ids(ids)?);
+        let decided = match commit {
+            true => self.0.store.commit_transactions(&name, ids).await,
+            false => self.0.store.abort_transactions(&name, ids, &reason).await,
+        };
+        decided.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn acknowledge_transactions(
+        &self,
+        request: Request<pb::AcknowledgeTransactionsRequest>,
+    ) -> Result<Response<pb::Empty>, Status> {
+        let pb::AcknowledgeTransactionsRequest { stream, ids } = request.into_inner();
+        let (name, ids) = (stream_name(&stream)?, transaction_ids(ids)?);
+        self.0.store.acknowledge_transactions(&name, ids).await.map_err(status)?;
+        Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn list_transactions(
+        &self,
+        request: Request<pb::StreamRef>,
+    ) -> Result<Response<pb::ListTransactionsReply>, Status> {
+        let name = stream_name(&request.into_inner().stream)?;
+        let transactions = self.0.store.transactions(&name).map_err(status)?;
+        let transactions = transactions.iter().map(|info| info_to_pb(&name, info)).collect();
+        Ok(Response::new(pb::ListTransactionsReply { transactions }))
     }
 
     async fn create_pin(&self, request: Request<pb::CreatePinRequest>) -> Result<Response<pb::Pin>, Status> {

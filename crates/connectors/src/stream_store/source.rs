@@ -61,7 +61,19 @@ struct Partition {
     end: Option<u64>,
     finished: bool,
     reported: bool,
+    /// Nothing more will arrive: the queue has all that is left up to the end.
+    complete: bool,
     queue: VecDeque<Queued>,
+}
+
+impl Partition {
+    /// A partition may end in records that were aborted, which nobody is given.
+    fn finish_if_empty(&mut self) {
+        if self.complete && self.queue.is_empty() {
+            self.position = self.end.map_or(self.position, |end| end.max(self.position));
+            self.finished = true;
+        }
+    }
 }
 
 /// A block of which some records may have been taken.
@@ -76,11 +88,18 @@ impl Queued {
     fn left(&self) -> u32 {
         self.block.record_count() - self.taken
     }
+
+    /// Offset of the next record.
+    fn next(&self) -> u64 {
+        self.block.first.0 + u64::from(self.taken)
+    }
 }
 
 enum Arrived {
     Schema(SchemaRef),
     Block(ReadBlock),
+    /// Every partition has been read up to its end; what no block held was aborted.
+    End,
 }
 
 impl StreamSource {
@@ -100,6 +119,7 @@ impl StreamSource {
                 end: split.end,
                 finished: split.finished || split.end.is_some_and(|end| split.offset >= end),
                 reported: false,
+                complete: false,
                 queue: VecDeque::new(),
             })
         };
@@ -144,6 +164,10 @@ impl StreamSource {
                 self.queued_bytes += block.block.payload().len();
                 partition.queue.push_back(Queued { block, taken: 0, rows: None });
             }
+            Arrived::End => self.partitions.iter_mut().for_each(|partition| {
+                partition.complete = true;
+                partition.finish_if_empty();
+            }),
         }
         Ok(())
     }
@@ -157,10 +181,11 @@ impl StreamSource {
         Some(next)
     }
 
-    /// A batch of one partition's queued records.
+    /// A batch of one partition's queued records. Their offsets follow one another: where aborted ones lie between, a
+    /// batch ends.
     fn rows(&mut self, split: usize) -> Result<SourceEvent> {
         let partition = &mut self.partitions[split];
-        let first = partition.position;
+        let first = partition.queue.front().map_or(partition.position, Queued::next);
         let (count, decoded) = match &mut self.decoder {
             Decoder::Json(decoder) => {
                 let records = gather(&partition.queue, self.batch_rows)?;
@@ -189,9 +214,10 @@ impl StreamSource {
                 (count, self.layout.assemble(&rows, |key, _| metadata(key, id, first, &records, None))?)
             }
         };
-        partition.position += count as u64;
+        partition.position = first + count as u64;
         self.queued_bytes -= take(&mut partition.queue, count);
         partition.finished = partition.end.is_some_and(|end| partition.position >= end);
+        partition.finish_if_empty();
         Ok(SourceEvent::Rows { split, rows: decoded, next_offset: partition.position, event_time_max_ms: None })
     }
 }
@@ -226,8 +252,9 @@ impl Source for StreamSource {
 /// The next records of a partition, at most `max`.
 fn gather(queue: &VecDeque<Queued>, max: usize) -> Result<Vec<Record<'_>>> {
     let mut records = Vec::new();
+    let first = queue.front().map_or(0, Queued::next);
     for queued in queue {
-        if records.len() == max {
+        if records.len() == max || queued.next() != first + records.len() as u64 {
             break;
         }
         let start = (queued.block.rows.start + queued.taken) as usize;
@@ -241,8 +268,9 @@ fn gather(queue: &VecDeque<Queued>, max: usize) -> Result<Vec<Record<'_>>> {
 fn gather_rows(queue: &mut VecDeque<Queued>, max: usize, schema: &SchemaRef, places: &[usize]) -> Result<RecordBatch> {
     let mut batches = Vec::new();
     let mut count = 0;
+    let first = queue.front().map_or(0, Queued::next);
     for queued in queue {
-        if count == max {
+        if count == max || queued.next() != first + count as u64 {
             break;
         }
         let take = (queued.left() as usize).min(max - count);
@@ -349,7 +377,11 @@ async fn read(
             () = blocks.closed() => return Ok(()),
             block = reader.next() => block?,
         };
-        let Some(block) = block else { return Ok(()) };
+        let Some(block) = block else {
+            // Nobody listens if the subtask was cancelled meanwhile.
+            let _ = blocks.send(Ok(Arrived::End)).await;
+            return Ok(());
+        };
         if blocks.send(Ok(Arrived::Block(block))).await.is_err() {
             return Ok(());
         }

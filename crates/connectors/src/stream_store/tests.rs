@@ -12,9 +12,9 @@ use weir_dataflow::source::SourceEvent;
 use weir_stream_store::client::{Producer, ProducerOptions, StoreClient};
 use weir_stream_store::{Store, StoreConfig, server};
 use weir_types::connector::ConnectorKind;
-use weir_types::ids::PartitionId;
+use weir_types::ids::{Epoch, PartitionId, ProducerId, TransactionId};
 use weir_types::snapshot::SplitPosition;
-use weir_types::store::StreamOptions;
+use weir_types::store::{StreamOptions, TransactionSpec};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, splits};
 
@@ -114,6 +114,51 @@ async fn a_bounded_read_ends_at_the_pinned_ends_from_every_position() {
         let mut finished = read.finished;
         finished.sort_unstable();
         assert_eq!(finished, [0, 1, 2]);
+    }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_source_reads_committed_records_with_their_offsets_and_ends_where_aborted_ones_do() {
+    let store = TestStore::start().await;
+    store.fill(&stream(), 1, &[]).await;
+    let spec = |name: &str| TransactionSpec {
+        id: TransactionId::new(name).unwrap(),
+        producer: ProducerId::new(name).unwrap(),
+        epoch: Epoch(0),
+        lease_ms: 60_000,
+    };
+    let mut writers = Vec::new();
+    for name in ["kept", "gone"] {
+        let info = store.client.begin_transaction(&stream(), &spec(name)).await.unwrap();
+        let options = ProducerOptions { id: Some(spec(name).producer), ..ProducerOptions::default() };
+        let mut producer = Producer::open(&store.client, &stream(), options).await.unwrap();
+        producer.enter_transaction(Some(info.number)).await.unwrap();
+        writers.push(producer);
+    }
+    for (writer, id) in [(0, 0), (1, 1), (1, 2), (0, 3), (0, 4), (1, 5)] {
+        let value = format!("{{\"id\":{id}}}");
+        writers[writer].send_to(PartitionId(0), None, value.as_bytes(), None).await.unwrap();
+        writers[writer].flush().await.unwrap();
+    }
+    let kept = [spec("kept").id];
+    store.client.prepare_transaction(&stream(), &kept[0], &StreamCut::default()).await.unwrap();
+    store.client.commit_transactions(&stream(), &kept).await.unwrap();
+    store.client.abort_transactions(&stream(), &[spec("gone").id], "for a test").await.unwrap();
+    let mut table = table(&store, &[]);
+    table.schema = Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("offset", DataType::Int64, false),
+    ]));
+    let table = table.with_metadata(&[(1, "offset")]);
+    for batch_rows in [1, 100] {
+        let read = table.read(store.splits(&stream()).await, batch_rows).await.unwrap();
+        let column = |name: &str| {
+            let values = |rows: &RecordBatch| rows[name].as_primitive::<Int64Type>().values().to_vec();
+            read.batches.iter().flat_map(|(_, rows, _)| values(rows)).collect::<Vec<_>>()
+        };
+        assert_eq!((column("id"), column("offset")), (vec![0, 3, 4], vec![0, 3, 4]));
+        assert_eq!(read.finished, [0]);
     }
     store.stop().await;
 }
