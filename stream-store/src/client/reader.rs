@@ -263,13 +263,13 @@ impl Reader {
         };
         while !frames.is_empty() {
             let header = FrameHeader::parse_frame(&frames).map_err(|problem| damaged(partition, next, &problem))?;
+            if header.base_offset > next {
+                skip(&mut next, &mut self.ready);
+            }
             if until.is_some_and(|until| next >= until) {
                 // Frames are sent whole, and further than was asked for.
                 unreturned += frames.len() as u64;
                 break;
-            }
-            if header.base_offset > next {
-                skip(&mut next, &mut self.ready);
             }
             if header.base_offset > next {
                 return Err(Error::internal(format!("the store left out offset {next} of partition {partition}")));
