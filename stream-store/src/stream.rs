@@ -1,8 +1,8 @@
 //! One stream: its partitions, its pins, and the files that describe it.
 //!
 //! `stream.json` says how it was made and never changes; `pins.json`, `fences.json` and `transactions.json` are
-//! replaced whole. A stream exists once its directory has got its name, which happens after everything in it is durable, and is gone once that
-//! name is.
+//! replaced whole. A stream exists once its directory has got its name, which happens after everything in it is
+//! durable, and is gone once that name is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

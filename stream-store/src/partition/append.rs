@@ -80,9 +80,8 @@ impl Partition {
                 self.setup.fences.check(&stamp.producer, stamp.epoch)?;
                 // What is there already is answered so even when its transaction has ended meanwhile.
                 let verdict = writer.producers.check(stamp)?;
-                match (verdict, stamp.transaction) {
-                    (Verdict::Append, Some(number)) => self.setup.transactions.check_open(number, stamp)?,
-                    _ => {}
+                if let (Verdict::Append, Some(number)) = (verdict, stamp.transaction) {
+                    self.setup.transactions.check_open(number, stamp)?;
                 }
                 Ok(verdict)
             });
