@@ -366,6 +366,8 @@ impl Inner {
         let partitions = streams.iter().flat_map(|stream| stream.open_partitions());
         metrics::gauge!("weir_store_bytes").set(partitions.map(|partition| partition.bytes()).sum::<u64>() as f64);
         metrics::gauge!("weir_store_streams").set(streams.len() as f64);
+        let undecided = streams.iter().map(|stream| stream.undecided_transactions()).sum::<usize>();
+        metrics::gauge!("weir_store_undecided_transactions").set(undecided as f64);
         for stream in streams {
             let partitions = stream.open_partitions().map(|partition| partition.maintain());
             let transactions = stream.maintain_transactions(now, self.config.maintenance_interval_ms);

@@ -67,7 +67,10 @@ impl Partition {
         // Decisions only ever move this on: what lies before it is decided when the frames are read.
         let stable = self.readable_end(isolation);
         let (readable, end) = self.locate(from, cursor)?;
-        let end = end.min(stable);
+        let end = match isolation {
+            Isolation::Committed => end.min(stable),
+            Isolation::Uncommitted => end,
+        };
         let Some(mut readable) = readable.filter(|_| from < end) else {
             return Ok(Slice { frames: Bytes::new(), skipped: Vec::new(), next: from, end, cursor });
         };

@@ -187,6 +187,11 @@ impl StreamState {
         ledger.iter().find(|known| !known.state.is_decided()).map(|known| known.spec.id.clone())
     }
 
+    /// How many are open or prepared.
+    pub(crate) fn undecided_transactions(&self) -> usize {
+        self.transactions.ledger.read().iter().filter(|known| !known.state.is_decided()).count()
+    }
+
     /// One transaction.
     fn transaction(&self, id: &TransactionId) -> Result<TransactionInfo> {
         let known = self.transactions.ledger.read().by_id(id).cloned();
