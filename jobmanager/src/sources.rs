@@ -16,6 +16,7 @@ use weir_types::group::{CheckpointOwner, GroupActor, GroupLimits, GroupMode, Gro
 use weir_types::ids::{Attempt, GroupName, JobId, OperatorUid, PartitionId, PinHolder, ReaderId, SnapshotId};
 use weir_types::snapshot::{SnapshotKind, SourcePositions, SplitPosition};
 use weir_types::splits;
+use weir_types::store::{Isolation, PartitionInfo};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -138,6 +139,9 @@ async fn partitions(
     })?;
     let wanted = option("group").map(GroupName::new).transpose()?;
     let mode = option("scan.startup.mode").unwrap_or("earliest");
+    let isolation = option("scan.isolation").map_or(Ok(Isolation::default()), str::parse)?;
+    let ends = info.readable_ends(isolation);
+    let end = |info: &PartitionInfo| ends.get(info.partition).unwrap_or(info.end);
     let existing = match &wanted {
         None => None,
         Some(name) => match store.describe_group(name).await {
@@ -170,16 +174,15 @@ async fn partitions(
                 .with_hint("A job has a group of its own: choose another name, or leave 'group' out."));
         }
         (mode, wanted, None) => {
-            let start =
-                info.partitions.iter().map(|p| (p.partition, if mode == "latest" { p.stable_end } else { p.head }));
+            let start = info.partitions.iter().map(|p| (p.partition, if mode == "latest" { end(p) } else { p.head }));
             (wanted.unwrap_or(own), StreamCut(start.collect()))
         }
         (_, None, Some(_)) => (own, StreamCut::default()),
     };
     let bounded = option("scan.bounded.mode") == Some("latest");
-    let split = |info: &weir_types::store::PartitionInfo| {
+    let split = |info: &PartitionInfo| {
         let from = start.get(info.partition).unwrap_or(info.head).max(info.head);
-        splits::stream_partition(info.partition, from, bounded.then_some(info.stable_end.max(from)))
+        splits::stream_partition(info.partition, from, bounded.then_some(end(info).max(from)))
     };
     Ok((info.partitions.iter().map(split).collect(), ReaderGroup { name, stream }))
 }
@@ -192,7 +195,7 @@ pub(crate) async fn extents(
     let mut extents = BTreeMap::new();
     for (source, group) in groups(records) {
         let partitions = store.describe_stream(&group.stream).await?.partitions;
-        let extent = |found: &weir_types::store::PartitionInfo| {
+        let extent = |found: &PartitionInfo| {
             (splits::partition_split(found.partition), Extent { head: found.head.0, end: found.end.0 })
         };
         extents.insert(source.uid.clone(), partitions.iter().map(extent).collect());

@@ -157,6 +157,12 @@ const STREAM_STORE: Descriptor = Descriptor {
             OptionKind::Choice(&["unbounded", "latest"]),
             "`latest`: end at the end of the stream as of the job's start; default unbounded",
         ),
+        option(
+            "scan.isolation",
+            OptionKind::Choice(&["committed", "uncommitted"]),
+            "what is read of transactions: `uncommitted` waits for no decision and reads aborted records too; default \
+             committed",
+        ),
         option("group", OptionKind::Text, "reader group; default a group of the job's own"),
         option(
             "key.fields",

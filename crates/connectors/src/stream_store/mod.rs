@@ -7,7 +7,7 @@ mod tests;
 
 use arrow_schema::{Schema, SchemaRef};
 use weir_types::graph::ConnectorSpec;
-use weir_types::store::{RecordFormat, StreamInfo};
+use weir_types::store::{Isolation, RecordFormat, StreamInfo};
 use weir_types::stream::StreamName;
 use weir_types::{Error, Result};
 
@@ -27,6 +27,10 @@ fn format(spec: &ConnectorSpec) -> Result<RecordFormat> {
         "arrow" => Ok(RecordFormat::Arrow),
         other => Err(Error::invalid(format!("connector 'stream-store' has no format '{other}'"))),
     }
+}
+
+fn isolation(spec: &ConnectorSpec) -> Result<Isolation> {
+    spec.text("scan.isolation").map_or(Ok(Isolation::default()), str::parse)
 }
 
 /// Refuses a stream whose records are of another format than the table says.

@@ -18,11 +18,11 @@ use weir_dataflow::source::{Source, SourceContext, SourceEvent};
 use weir_stream_store::Record;
 use weir_stream_store::client::{ReadBlock, Reader, ReaderOptions, StoreClient};
 use weir_types::ids::PartitionId;
-use weir_types::store::RecordFormat;
+use weir_types::store::{Isolation, RecordFormat};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result, splits};
 
-use super::{IGNORE_OPTION, arrow_schema, check_format, format, places, stream_name};
+use super::{IGNORE_OPTION, arrow_schema, check_format, format, isolation, places, stream_name};
 use crate::format::json::JsonDecoder;
 use crate::format::layout::Layout;
 use crate::format::{self, OnMalformed};
@@ -107,6 +107,7 @@ impl StreamSource {
         let SourceContext { spec, splits, batch_rows, io, store_address, .. } = context;
         let stream = stream_name(&spec.connector)?;
         let format = format(&spec.connector)?;
+        let isolation = isolation(&spec.connector)?;
         let layout = Layout::new(&spec.scan_schema, &spec.metadata);
         let decoder = match format {
             RecordFormat::Bytes => Decoder::Json(JsonDecoder::new(Arc::clone(&layout.physical))?),
@@ -130,7 +131,7 @@ impl StreamSource {
         let (sender, blocks) = mpsc::channel(BLOCKS_AHEAD);
         let (theirs, cut, until) = (stream.clone(), StreamCut(from), StreamCut(until));
         io.spawn(async move {
-            if let Err(error) = read(&store_address, &theirs, format, cut, until, &sender).await {
+            if let Err(error) = read(&store_address, &theirs, (format, isolation), cut, until, &sender).await {
                 // Nobody listens if the subtask was cancelled meanwhile.
                 let _ = sender.send(Err(with_hint(error, &theirs))).await;
             }
@@ -345,7 +346,7 @@ fn metadata(
 async fn read(
     address: &str,
     stream: &StreamName,
-    format: RecordFormat,
+    (format, isolation): (RecordFormat, Isolation),
     from: StreamCut,
     until: StreamCut,
     blocks: &mpsc::Sender<Result<Arrived>>,
@@ -371,7 +372,8 @@ async fn read(
         return Ok(());
     }
     let until = (!until.0.is_empty()).then_some(until);
-    let mut reader = Reader::open(&client, stream, from, ReaderOptions { until, ..ReaderOptions::default() });
+    let mut reader =
+        Reader::open(&client, stream, from, ReaderOptions { until, isolation, ..ReaderOptions::default() });
     loop {
         let block = tokio::select! {
             () = blocks.closed() => return Ok(()),

@@ -160,6 +160,9 @@ async fn a_source_reads_committed_records_with_their_offsets_and_ends_where_abor
         assert_eq!((column("id"), column("offset")), (vec![0, 3, 4], vec![0, 3, 4]));
         assert_eq!(read.finished, [0]);
     }
+    let uncommitted = self::table(&store, &[("scan.isolation", "uncommitted")]);
+    let read = uncommitted.read(store.splits(&stream()).await, 100).await.unwrap();
+    assert_eq!(read.batches.iter().flat_map(|(_, rows, _)| ids(rows)).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
     store.stop().await;
 }
 
