@@ -16,7 +16,7 @@ use weir_state::pages::Pages;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::LocalDirectory;
 use weir_state::values::{Form, Values};
-use weir_state::write_tables;
+use weir_state::{Since, write_tables};
 use weir_types::key_range::KeyRange;
 use weir_types::snapshot::OperatorSnapshot;
 
@@ -44,7 +44,7 @@ fn fill() -> State {
 }
 
 fn freeze(state: &mut State) -> FrozenTable {
-    let (keys, counts) = (Arc::new(vec![state.keys.freeze()]), state.counts.freeze());
+    let (keys, counts) = (Arc::new(vec![state.keys.freeze(Since::Start)]), state.counts.freeze());
     FrozenTable::of_keys("counts", &keys)
         .with_column(
             Field::new("key", DataType::Int64, true),

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use weir_state::Since;
 use weir_types::graph::Output;
 use weir_types::ids::OperatorUid;
 use weir_types::snapshot::{Barrier, SplitPosition};
@@ -238,16 +239,17 @@ impl OperatorChain {
         result
     }
 
-    /// The synchronous part of a snapshot: every operator freezes its state, every sink begins to prepare.
+    /// The synchronous part of a snapshot: every operator freezes its state and tells what has changed `since`, every sink
+    /// begins to prepare.
     ///
     /// # Errors
     /// The first operator's that cannot; the snapshot is to be declined.
-    pub fn freeze(&mut self, barrier: &Barrier) -> Result<Vec<FrozenOperator>> {
+    pub fn freeze(&mut self, barrier: &Barrier, since: Since) -> Result<Vec<FrozenOperator>> {
         let mut frozen = Vec::new();
         self.root.visit(&mut |Visited { uid, watermark, stage, .. }| {
             let (state, prepared) = match stage {
                 Stage::Head => (Frozen::default(), None),
-                Stage::Operator(operator) => (operator.freeze()?, None),
+                Stage::Operator(operator) => (operator.freeze(since)?, None),
                 Stage::Sink(sink) => (Frozen::default(), Some(sink.prepare(barrier)?)),
             };
             match uid {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures::FutureExt;
-use weir_state::RestoredOperator;
+use weir_state::{RestoredOperator, Since};
 use weir_types::graph::Exchange;
 
 use super::*;
@@ -45,7 +45,7 @@ impl Operator for Stepping {
         Ok(if self.steps == 0 { Progress::Done } else { Progress::More })
     }
 
-    fn freeze(&mut self) -> Result<Frozen> {
+    fn freeze(&mut self, _since: Since) -> Result<Frozen> {
         Ok(Frozen::default())
     }
 
@@ -139,6 +139,6 @@ fn an_error_names_the_operator_that_it_happened_in_and_no_other() {
 fn operators_with_a_uid_have_a_part_in_snapshots() {
     let mut fixture = fixture(0, false);
     fixture.chain.advance(Watermark(3), Instant::now()).unwrap();
-    let frozen = fixture.chain.freeze(&barrier(1)).unwrap();
+    let frozen = fixture.chain.freeze(&barrier(1), Since::Start).unwrap();
     assert_eq!(frozen.iter().map(|f| (f.uid.as_str(), f.watermark)).collect::<Vec<_>>(), [("uid-1", Watermark(3))]);
 }

@@ -3,7 +3,7 @@
 //! Operators are synchronous and never block: a chain passes batches on by function calls, and its task loop waits for
 //! room downstream between calls. An operator with much to emit at once (a window that fires) emits it in steps.
 
-use weir_state::{FrozenTable, RestoredOperator};
+use weir_state::{FrozenTable, RestoredOperator, Since};
 use weir_types::Result;
 use weir_types::graph::Output;
 
@@ -54,11 +54,11 @@ pub trait Operator {
     /// As [`Operator::process`].
     fn advance(&mut self, watermark: Watermark, out: &mut dyn Collector) -> Result<Progress>;
 
-    /// The synchronous part of a snapshot.
+    /// The synchronous part of a snapshot. Tables tell what has changed `since`, where that is known.
     ///
     /// # Errors
-    /// `INTERNAL`; the snapshot is declined, the job goes on.
-    fn freeze(&mut self) -> Result<Frozen>;
+    /// `INTERNAL`; the snapshot is declined, the job goes on, and the next freeze is since the start.
+    fn freeze(&mut self, since: Since) -> Result<Frozen>;
 
     /// Bytes of state held.
     fn state_bytes(&self) -> u64 {

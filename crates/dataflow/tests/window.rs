@@ -17,7 +17,7 @@ use weir_dataflow::window::WindowAggregate;
 use weir_state::key_hash::hash_keys;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::LocalDirectory;
-use weir_state::write_tables;
+use weir_state::{Since, write_tables};
 use weir_types::graph::{AggregateFunction, AggregateSpec, Output, WindowAggregateSpec, WindowColumn, WindowSpec};
 use weir_types::ids::{Parallelism, SubtaskIndex};
 use weir_types::key_range::{KeyRange, subtask_of};
@@ -226,7 +226,7 @@ impl Subtasks {
         let mut next = Self::new(self.spec, p, self.batch_rows);
         let mut parts = Vec::new();
         for (index, mut operator) in self.list.into_iter().enumerate() {
-            let frozen = operator.freeze().unwrap();
+            let frozen = operator.freeze(Since::Start).unwrap();
             // What the operator does after the barrier must not show in the snapshot.
             let late = Row {
                 id: -1,
@@ -559,7 +559,7 @@ fn state_of_another_query_is_refused() {
     let store = LocalDirectory::new(directory.path());
     let mut subtasks = Subtasks::new(spec(tumble(10), &[NAME]), 1, 10);
     subtasks.process(&[sample(0, 25)], &mut Emitted::default());
-    let files = write_tables(subtasks.list[0].freeze().unwrap().tables, &store, "s").unwrap();
+    let files = write_tables(subtasks.list[0].freeze(Since::Start).unwrap().tables, &store, "s").unwrap();
     let part = OperatorSnapshot { uid: "w".to_owned(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
     let restore = |spec| {
         let state = RestoredOperator::load(&store, std::slice::from_ref(&part), KeyRange::FULL).unwrap();
@@ -578,7 +578,7 @@ fn state_is_matched_by_what_columns_are_and_not_by_their_names() {
     let store = LocalDirectory::new(directory.path());
     let mut subtasks = Subtasks::new(spec(tumble(10), &[NAME]), 1, 10);
     subtasks.process(&[sample(0, 25)], &mut Emitted::default());
-    let files = write_tables(subtasks.list[0].freeze().unwrap().tables, &store, "s").unwrap();
+    let files = write_tables(subtasks.list[0].freeze(Since::Start).unwrap().tables, &store, "s").unwrap();
     let part = OperatorSnapshot { uid: "w".to_owned(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
     let restore = |rename: &dyn Fn(&Field) -> Field| {
         let mut state = RestoredOperator::load(&store, std::slice::from_ref(&part), KeyRange::FULL).unwrap();

@@ -8,22 +8,23 @@ use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
 use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow_ipc::convert::try_schema_from_ipc_buffer;
 use arrow_ipc::reader::FileDecoder;
 use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
 use arrow_ipc::{Block, CompressionType, MetadataVersion};
 use crc32c::{crc32c, crc32c_append, crc32c_combine};
 use weir_types::key_range::KeyRange;
-use weir_types::snapshot::{SHARED_PREFIX, StateBlock, StateFile};
+use weir_types::snapshot::{SHARED_PREFIX, Segments, StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
 use crate::admit;
 use crate::frozen::{FrozenTable, Gather, HashedRow, RowRef};
+use crate::merge::segment_column;
 use crate::store::{NewFile, SnapshotStore, StoredFile};
-use crate::values::arrow_error;
+use crate::values::{Data, Values, arrow_error};
 
 /// Name of the first column of every state file.
 pub const HASH_COLUMN: &str = "key_hash";
@@ -85,47 +86,38 @@ fn write_each(
     files: &mut Vec<StateFile>,
 ) -> Result<()> {
     let mut prepared = false;
-    for FrozenTable { name, rows, columns } in tables {
+    for FrozenTable { name, rows, columns, .. } in tables {
         check_wanted(wanted)?;
-        let mut rows = rows();
+        let rows = rows();
         if rows.is_empty() {
             continue;
         }
-        rows.sort_unstable();
         if !std::mem::replace(&mut prepared, true) && !prefix.starts_with(SHARED_PREFIX) {
             store.prepare()?;
         }
-        files.push(write_table((name, columns), &rows, store, prefix, wanted)?);
+        let path = format!("{prefix}-{name}{EXTENSION}");
+        files.push(write_rows(store, path, &name, &columns, rows, wanted)?);
     }
     if prepared { store.sync() } else { Ok(()) }
 }
 
-fn check_wanted(wanted: &dyn Fn() -> bool) -> Result<()> {
+pub(crate) fn check_wanted(wanted: &dyn Fn() -> bool) -> Result<()> {
     if wanted() { Ok(()) } else { Err(Error::new(Code::Cancelled, "the snapshot was given up")) }
 }
 
-fn write_table(
-    (name, columns): (String, Vec<(Field, Gather)>),
-    rows: &[HashedRow],
+/// Sorts rows of a table by their hashes and writes them to a file.
+pub(crate) fn write_rows(
     store: &dyn SnapshotStore,
-    prefix: &str,
+    path: String,
+    table: &str,
+    columns: &[(Field, Gather)],
+    mut rows: Vec<HashedRow>,
     wanted: &dyn Fn() -> bool,
 ) -> Result<StateFile> {
-    let path = format!("{prefix}-{name}{EXTENSION}");
+    rows.sort_unstable();
     let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
-    let fields: Vec<Field> = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
-    let metadata = [("weir.table", name.as_str()), ("weir.format", FORMAT_VERSION)];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, metadata));
-    let failed = |error| write_error(&store.describe(&path), &error);
-
-    let checked = Checked::new(store.create(&path)?);
-    let options = IpcWriteOptions::try_new(MAGIC_BYTES as usize, false, MetadataVersion::V5)
-        .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
-        .map_err(failed)?;
-    let mut writer = FileWriter::try_new_with_options(checked, &schema, options).map_err(failed)?;
-    writer.get_mut().take_part();
-    let mut blocks = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS));
+    let fields = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
+    let mut writer = TableWriter::create(store, path, table, fields)?;
     let mut refs: Vec<RowRef> = Vec::with_capacity(BLOCK_ROWS.min(rows.len()));
     for chunk in rows.chunks(BLOCK_ROWS) {
         check_wanted(wanted)?;
@@ -133,28 +125,86 @@ fn write_table(
         refs.extend(chunk.iter().map(|row| row.row));
         let hashes: UInt64Array = chunk.iter().map(|row| row.hash).collect::<Vec<_>>().into();
         let mut arrays: Vec<ArrayRef> = vec![Arc::new(hashes)];
-        for (_, gather) in &columns {
+        for (_, gather) in columns {
             arrays.push(gather(&refs)?);
         }
-        let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)
-            .map_err(|error| arrow_error(&format!("columns of state table {name:?} do not fit together"), &error))?;
-        writer.write(&batch).map_err(failed)?;
-        let (offset, bytes, crc32c) = writer.get_mut().take_part();
-        blocks.push(StateBlock { offset, bytes, rows: chunk.len() as u64, hashes: hash_range(chunk)?, crc32c });
+        writer.write(arrays)?;
     }
-    writer.finish().map_err(failed)?;
-    let mut checked = writer.into_inner().map_err(failed)?;
-    checked.take_part();
-    let (bytes, crc32c) = (checked.written, checked.file_crc);
-    checked.file.finish()?;
-    Ok(StateFile { path, table: name, bytes, rows: rows.len() as u64, crc32c, blocks, ..StateFile::default() })
+    writer.finish()
 }
 
-fn hash_range(rows: &[HashedRow]) -> Result<KeyRange> {
-    match rows {
-        [first, .., last] => KeyRange::new(first.hash, last.hash),
-        [only] => KeyRange::new(only.hash, only.hash),
-        [] => Err(Error::internal("a block without rows")),
+/// A state file that is being written, block by block.
+pub(crate) struct TableWriter {
+    writer: FileWriter<Checked>,
+    schema: SchemaRef,
+    path: String,
+    /// For messages.
+    name: String,
+    table: String,
+    blocks: Vec<StateBlock>,
+    segment_column: Option<usize>,
+    segments: Option<Segments>,
+}
+
+impl TableWriter {
+    /// Begins a file of a table; the first of `fields` is the key hash.
+    pub(crate) fn create(store: &dyn SnapshotStore, path: String, table: &str, fields: Vec<Field>) -> Result<Self> {
+        let metadata = [("weir.table", table), ("weir.format", FORMAT_VERSION)];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, metadata));
+        let name = store.describe(&path);
+        let failed = |error| write_error(&name, &error);
+        let checked = Checked::new(store.create(&path)?);
+        let options = IpcWriteOptions::try_new(MAGIC_BYTES as usize, false, MetadataVersion::V5)
+            .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
+            .map_err(failed)?;
+        let mut writer = FileWriter::try_new_with_options(checked, &schema, options).map_err(failed)?;
+        writer.get_mut().take_part();
+        let segment_column = segment_column(&schema);
+        let (table, blocks) = (table.to_owned(), Vec::new());
+        Ok(Self { writer, schema, path, name, table, blocks, segment_column, segments: None })
+    }
+
+    /// Writes a block: the columns of rows that are sorted by hash and follow those that were written before.
+    pub(crate) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(|error| {
+            arrow_error(&format!("columns of state table {:?} do not fit together", self.table), &error)
+        })?;
+        let hashes = batch.column(0).as_primitive::<UInt64Type>().values();
+        let (Some(&first), Some(&last)) = (hashes.first(), hashes.last()) else {
+            return Err(Error::internal("a block without rows"));
+        };
+        let hashes = KeyRange::new(first, last)?;
+        self.note_segments(&batch)?;
+        self.writer.write(&batch).map_err(|error| write_error(&self.name, &error))?;
+        let (offset, bytes, crc32c) = self.writer.get_mut().take_part();
+        self.blocks.push(StateBlock { offset, bytes, rows: batch.num_rows() as u64, hashes, crc32c });
+        Ok(())
+    }
+
+    fn note_segments(&mut self, batch: &RecordBatch) -> Result<()> {
+        let Some(column) = self.segment_column else { return Ok(()) };
+        let Data::Words(words) = Values::new(batch.column(column))?.data else {
+            return Err(Error::internal(format!("segments of state table {:?} have no order", self.table)));
+        };
+        for &segment in words.iter() {
+            let seen = self.segments.get_or_insert(Segments { first: segment, last: segment });
+            *seen = Segments { first: seen.first.min(segment), last: seen.last.max(segment) };
+        }
+        Ok(())
+    }
+
+    /// Makes the file durable, but for its name.
+    pub(crate) fn finish(mut self) -> Result<StateFile> {
+        let failed = |error| write_error(&self.name, &error);
+        self.writer.finish().map_err(failed)?;
+        let mut checked = self.writer.into_inner().map_err(failed)?;
+        checked.take_part();
+        let (bytes, crc32c) = (checked.written, checked.file_crc);
+        checked.file.finish()?;
+        let rows = self.blocks.iter().map(|block| block.rows).sum();
+        let Self { path, table, blocks, segments, .. } = self;
+        Ok(StateFile { path, table, bytes, rows, crc32c, segments, blocks, ..StateFile::default() })
     }
 }
 

@@ -42,6 +42,20 @@ pub struct FrozenTable {
     pub(crate) name: String,
     pub(crate) rows: ListRows,
     pub(crate) columns: Vec<(Field, Gather)>,
+    /// What has changed; none: all has.
+    pub(crate) changes: Option<TableChanges>,
+    /// Rows of lower segments have gone.
+    pub(crate) live_from: Option<i64>,
+}
+
+/// What has changed in a table.
+pub(crate) struct TableChanges {
+    /// How many rows the table has.
+    pub(crate) live: u64,
+    /// Lists those that have changed or were added.
+    pub(crate) rows: ListRows,
+    /// The keys and map keys of those that have gone; some of them may have come again.
+    pub(crate) gone: Option<Box<FrozenTable>>,
 }
 
 impl fmt::Debug for FrozenTable {
@@ -52,24 +66,56 @@ impl fmt::Debug for FrozenTable {
 }
 
 impl FrozenTable {
-    /// A table with one row per key of `segments`; the key columns are not added by themselves.
+    /// A table with one row per key of `segments`; the key columns are not added by themselves. Where keys were removed,
+    /// [`FrozenTable::with_gone`] has to follow.
     pub fn of_keys(name: impl Into<String>, segments: &Arc<Vec<FrozenKeys>>) -> Self {
-        let segments = Arc::clone(segments);
-        Self::of_rows(name, move || {
-            let mut rows = Vec::new();
-            for (segment, keys) in segments.iter().enumerate() {
-                let segment = segment as u32;
-                rows.extend(
-                    keys.slots().map(|slot| HashedRow { hash: keys.hash(slot), row: RowRef { segment, slot } }),
-                );
-            }
-            rows
+        let listed = Arc::clone(segments);
+        let table = Self::of_rows(name, move || {
+            list(&listed, |keys, rows| rows.extend(keys.slots()), |keys, row| keys.hash(row.slot))
+        });
+        let changed = Arc::clone(segments);
+        table.with_changes(segments, move || {
+            list(
+                &changed,
+                |keys, rows| rows.extend(keys.changed().into_iter().flatten()),
+                |keys, row| keys.hash(row.slot),
+            )
         })
     }
 
     /// A table of the rows that `rows` lists in the asynchronous part.
     pub fn of_rows(name: impl Into<String>, rows: impl FnOnce() -> Vec<HashedRow> + Send + 'static) -> Self {
-        Self { name: name.into(), rows: Box::new(rows), columns: Vec::new() }
+        Self { name: name.into(), rows: Box::new(rows), columns: Vec::new(), changes: None, live_from: None }
+    }
+
+    /// The same table, whose rows are those of `segments`, and of which `changed` lists what has changed, if that is known of
+    /// all of them.
+    #[must_use]
+    pub fn with_changes(
+        mut self,
+        segments: &[FrozenKeys],
+        changed: impl FnOnce() -> Vec<HashedRow> + Send + 'static,
+    ) -> Self {
+        let known = segments.iter().all(|keys| keys.changed().is_some());
+        let live = segments.iter().map(|keys| keys.len() as u64).sum();
+        self.changes = known.then(|| TableChanges { live, rows: Box::new(changed), gone: None });
+        self
+    }
+
+    /// The same table, with the keys and map keys of the rows that have gone as a table of their own.
+    #[must_use]
+    pub fn with_gone(mut self, gone: FrozenTable) -> Self {
+        if let Some(changes) = &mut self.changes {
+            changes.gone = Some(Box::new(gone));
+        }
+        self
+    }
+
+    /// The same table, all of whose rows of segments below this one have gone at once (see [`crate::merge::SEGMENT`]).
+    #[must_use]
+    pub fn with_live_from(mut self, segment: i64) -> Self {
+        self.live_from = Some(segment);
+        self
     }
 
     /// The same table with one more column.
@@ -83,6 +129,29 @@ impl FrozenTable {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// Lists rows of several segments: which slots of each, and the hash of a slot's key.
+pub fn list(
+    segments: &[FrozenKeys],
+    slots: impl Fn(&FrozenKeys, &mut Vec<u32>),
+    hash: impl Fn(&FrozenKeys, RowRef) -> u64,
+) -> Vec<HashedRow> {
+    let (mut rows, mut chosen) = (Vec::new(), Vec::new());
+    for (segment, keys) in segments.iter().enumerate() {
+        chosen.clear();
+        slots(keys, &mut chosen);
+        rows.extend(chosen.iter().map(|&slot| {
+            let row = RowRef { segment: segment as u32, slot };
+            HashedRow { hash: hash(keys, row), row }
+        }));
+    }
+    rows
+}
+
+/// The keys that were removed from these tables, as tables of their own.
+pub fn removed(segments: &[FrozenKeys]) -> Arc<Vec<FrozenKeys>> {
+    Arc::new(segments.iter().flat_map(FrozenKeys::removed).cloned().collect())
 }
 
 /// A key column; `locate` says in which segment and slot of `segments` a row's key is.

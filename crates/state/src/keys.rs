@@ -3,11 +3,16 @@
 //! Accumulators are kept beside it in [`Pages`] of their own, addressed by the same slots. Work is done per batch:
 //! [`KeyTable::lookup_or_insert`] turns rows into slots, typed loops over the slots do the rest.
 
+use std::mem;
+use std::sync::Arc;
+
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use weir_types::{Code, Error, Result};
 
 use crate::arena::{Arena, FrozenArena};
+use crate::changes::{Bits, Changes, Since};
+use crate::graves::Graves;
 use crate::pages::{FrozenPages, Pages};
 use crate::values::{BytesArray, Data, Form, Values};
 
@@ -75,6 +80,48 @@ impl KeyColumn {
         Ok(())
     }
 
+    /// Appends what another column of the same form has in a slot.
+    fn push(&mut self, value: KeyValue<'_>) -> Result<()> {
+        let null = value == KeyValue::Null;
+        if null && self.nulls.is_none() {
+            let mut nulls = Pages::new();
+            nulls.grow(self.slots(), &false);
+            self.nulls = Some(nulls);
+        }
+        if let Some(nulls) = &mut self.nulls {
+            nulls.push(null);
+        }
+        match (&mut self.store, value) {
+            (Store::Words(pages), KeyValue::Word(word)) => pages.push(word),
+            (Store::Words(pages), KeyValue::Null) => pages.push(0),
+            (Store::Wides(pages), KeyValue::Wide(wide)) => pages.push(wide),
+            (Store::Wides(pages), KeyValue::Null) => pages.push(0),
+            (Store::Bytes(arena), KeyValue::Bytes(bytes)) => return arena.push(bytes),
+            (Store::Bytes(arena), KeyValue::Null) => return arena.push(&[]),
+            _ => return Err(Error::internal("a key column changed its type")),
+        }
+        Ok(())
+    }
+
+    fn value(&self, slot: u32) -> KeyValue<'_> {
+        if self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
+            return KeyValue::Null;
+        }
+        match &self.store {
+            Store::Words(pages) => KeyValue::Word(*pages.get(slot)),
+            Store::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
+            Store::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
+        }
+    }
+
+    fn form(&self) -> Form {
+        match self.store {
+            Store::Words(_) => Form::Word,
+            Store::Wides(_) => Form::Wide,
+            Store::Bytes(_) => Form::Bytes,
+        }
+    }
+
     fn slots(&self) -> usize {
         match &self.store {
             Store::Words(pages) => pages.len(),
@@ -136,7 +183,31 @@ pub struct KeyTable {
     index: HashTable<u32>,
     hashes: Pages<u64>,
     columns: Vec<KeyColumn>,
-    free: Vec<u32>,
+    free: Free,
+    changes: Changes,
+    /// Keys that were removed since a checkpoint that has completed, if any was.
+    graves: Option<Box<Graves>>,
+}
+
+/// Slots without a key.
+#[derive(Debug, Default)]
+struct Free {
+    stack: Vec<u32>,
+    /// The same as a set.
+    vacant: Arc<Bits>,
+}
+
+impl Free {
+    fn pop(&mut self) -> Option<u32> {
+        let slot = self.stack.pop()?;
+        Arc::make_mut(&mut self.vacant).clear(slot);
+        Some(slot)
+    }
+
+    fn push(&mut self, slot: u32) {
+        self.stack.push(slot);
+        Arc::make_mut(&mut self.vacant).set(slot);
+    }
 }
 
 /// Subtasks own ranges of hashes, so the upper bits of a hash say little within one subtask, and it is these that the
@@ -153,13 +224,15 @@ impl KeyTable {
             index: HashTable::with_capacity(capacity),
             hashes: Pages::new(),
             columns: forms.iter().map(|&form| KeyColumn::new(form)).collect(),
-            free: Vec::new(),
+            free: Free::default(),
+            changes: Changes::default(),
+            graves: None,
         }
     }
 
     /// Number of keys.
     pub fn len(&self) -> usize {
-        self.hashes.len() - self.free.len()
+        self.hashes.len() - self.free.stack.len()
     }
 
     /// Whether there are no keys.
@@ -205,7 +278,7 @@ impl KeyTable {
         rows: &[u32],
         slots: &mut Vec<u32>,
     ) -> Result<()> {
-        let Self { index, hashes: stored, columns, free } = self;
+        let Self { index, hashes: stored, columns, free, .. } = self;
         let [KeyColumn { store: Store::Words(pages), .. }] = columns.as_mut_slice() else {
             return Err(Error::internal("a key column changed its type"));
         };
@@ -228,7 +301,7 @@ impl KeyTable {
     }
 
     fn entry(&mut self, hash: u64, keys: &[Values], row: usize) -> Result<u32> {
-        let Self { index, hashes: stored, columns, free } = self;
+        let Self { index, hashes: stored, columns, free, .. } = self;
         let equal = |&slot: &u32| {
             *stored.get(slot) == hash && columns.iter().zip(keys).all(|(column, key)| column.equals(slot, key, row))
         };
@@ -255,6 +328,12 @@ impl KeyTable {
         self.index.find(spread(hash), equal).copied()
     }
 
+    /// Notes that the rows in these slots have changed, so that the next checkpoint writes them. Whoever changes a row, or
+    /// adds one, has to say so.
+    pub fn mark(&mut self, slots: &[u32]) {
+        slots.iter().for_each(|&slot| self.changes.mark(slot));
+    }
+
     /// Forgets the key in `slot`; the slot will be given to another key.
     ///
     /// # Errors
@@ -265,6 +344,10 @@ impl KeyTable {
             Ok(entry) => entry.remove(),
             Err(_) => return Err(Error::internal(format!("slot {slot} holds no key"))),
         };
+        let forms = || self.columns.iter().map(KeyColumn::form).collect::<Vec<_>>();
+        let mut graves = mem::take(&mut self.graves).unwrap_or_else(|| Box::new(Graves::new(forms())));
+        graves.bury(self, slot)?;
+        self.graves = Some(graves);
         self.free.push(slot);
         self.columns.iter_mut().try_for_each(|column| column.remove(slot))
     }
@@ -278,15 +361,29 @@ impl KeyTable {
     /// One column of the key in a slot.
     #[inline]
     pub fn key(&self, column: usize, slot: u32) -> KeyValue<'_> {
-        let column = &self.columns[column];
-        if column.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
-            return KeyValue::Null;
+        self.columns[column].value(slot)
+    }
+
+    /// Adds the key that another table of the same forms has in a slot, unless it is there already.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` beyond 2³² keys, `INTERNAL` if the forms are others.
+    pub(crate) fn insert_from(&mut self, other: &Self, slot: u32) -> Result<()> {
+        let Self { index, hashes: stored, columns, .. } = self;
+        let hash = other.hash(slot);
+        let equal = |&own: &u32| {
+            *stored.get(own) == hash
+                && columns.iter().zip(&other.columns).all(|(column, other)| column.value(own) == other.value(slot))
+        };
+        if let Entry::Vacant(entry) = index.entry(spread(hash), equal, |&slot| spread(*stored.get(slot))) {
+            let (own, _) = next_slot(&mut Free::default(), stored.len())?;
+            for (column, other) in columns.iter_mut().zip(&other.columns) {
+                column.push(other.value(slot))?;
+            }
+            entry.insert(own);
+            stored.push(hash);
         }
-        match &column.store {
-            Store::Words(pages) => KeyValue::Word(*pages.get(slot)),
-            Store::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
-            Store::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
-        }
+        Ok(())
     }
 
     /// One key column of all slots, removed ones included.
@@ -304,14 +401,25 @@ impl KeyTable {
         Values { data, nulls }
     }
 
-    /// The synchronous part of a snapshot.
-    pub fn freeze(&mut self) -> FrozenKeys {
-        let mut free = self.free.clone();
-        free.sort_unstable();
+    /// The synchronous part of a snapshot: shares pages and bits, whatever has changed.
+    ///
+    /// If an earlier freeze may have gone another way here than elsewhere, the next one has to be since the start.
+    pub fn freeze(&mut self, since: Since) -> FrozenKeys {
+        let changed = self.changes.freeze(since);
+        let (removed, all_known) = match &mut self.graves {
+            Some(graves) => graves.freeze(since),
+            None => (Vec::new(), true),
+        };
+        if since == Since::Start {
+            self.graves = None;
+        }
         FrozenKeys {
             hashes: self.hashes.freeze(),
             columns: self.columns.iter_mut().map(KeyColumn::freeze).collect(),
-            free,
+            vacant: Arc::clone(&self.free.vacant),
+            len: self.len(),
+            changed: changed.filter(|_| all_known),
+            removed,
         }
     }
 
@@ -320,11 +428,13 @@ impl KeyTable {
         self.index.allocation_size()
             + self.hashes.bytes()
             + self.columns.iter().map(KeyColumn::bytes).sum::<usize>()
-            + self.free.len() * size_of::<u32>()
+            + self.free.stack.len() * size_of::<u32>()
+            + self.changes.bytes()
+            + self.graves.as_ref().map_or(0, |graves| graves.bytes())
     }
 }
 
-fn next_slot(free: &mut Vec<u32>, slots: usize) -> Result<(u32, bool)> {
+fn next_slot(free: &mut Free, slots: usize) -> Result<(u32, bool)> {
     match free.pop() {
         Some(slot) => Ok((slot, false)),
         None => match u32::try_from(slots) {
@@ -336,19 +446,43 @@ fn next_slot(free: &mut Vec<u32>, slots: usize) -> Result<(u32, bool)> {
 }
 
 /// The keys of a table as of a snapshot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FrozenKeys {
     pub(crate) hashes: FrozenPages<u64>,
     pub(crate) columns: Vec<FrozenKeyColumn>,
-    /// Slots without a key, ascending.
-    free: Vec<u32>,
+    /// Slots without a key.
+    vacant: Arc<Bits>,
+    len: usize,
+    /// Slots that have changed; none: all have.
+    changed: Option<Arc<Bits>>,
+    removed: Vec<Arc<FrozenKeys>>,
 }
 
 impl FrozenKeys {
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no keys.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The slots that hold a key, ascending.
     pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        let mut free = self.free.iter().copied().peekable();
-        (0..self.hashes.len() as u32).filter(move |slot| free.next_if_eq(slot).is_none())
+        self.vacant.absent(self.hashes.len())
+    }
+
+    /// Those among them whose rows have changed, see [`KeyTable::freeze`]; none: what has changed is not known.
+    pub fn changed(&self) -> Option<impl Iterator<Item = u32> + '_> {
+        self.changed.as_ref().map(|changed| changed.without(&self.vacant))
+    }
+
+    /// Keys that were removed in the same time, perhaps added again, perhaps more than once; complete only if what has
+    /// changed is known.
+    pub fn removed(&self) -> impl Iterator<Item = &FrozenKeys> {
+        self.removed.iter().map(AsRef::as_ref)
     }
 
     /// The hash of the key in a slot.
@@ -365,13 +499,13 @@ impl FrozenKeys {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FrozenKeyColumn {
     store: FrozenStore,
     nulls: Option<FrozenPages<bool>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum FrozenStore {
     Words(FrozenPages<i64>),
     Wides(FrozenPages<i128>),

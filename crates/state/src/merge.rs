@@ -39,7 +39,7 @@ fn identity_columns(schema: &Schema) -> Vec<usize> {
     (0..schema.fields().len()).filter(identifies).collect()
 }
 
-fn segment_column(schema: &Schema) -> Option<usize> {
+pub(crate) fn segment_column(schema: &Schema) -> Option<usize> {
     schema.fields().iter().position(|field| field.metadata().contains_key(SEGMENT))
 }
 
@@ -185,7 +185,8 @@ impl TableReader {
                     continue;
                 };
                 let end = loaded.end_of(hash);
-                let slot = picked.slot(loaded);
+                // Tombstones have other columns, and give no rows.
+                let slot = if cursor.deletes { 0 } else { picked.slot(loaded) };
                 if older_follow || !seen.is_empty() {
                     let identities = loaded.identities(&self.identity)?;
                     for row in loaded.position..end {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Decimal128Array, Int64Array, StringArray};
 use proptest::prelude::*;
+use weir_state::Since;
 use weir_state::key_hash::hash_values;
 use weir_state::keys::{KeyTable, KeyValue};
 use weir_state::values::{Form, Values};
@@ -58,7 +59,7 @@ proptest! {
                 prop_assert_eq!(known, slot);
             }
             prop_assert_eq!(table.len(), model.len());
-            let frozen = table.freeze();
+            let frozen = table.freeze(Since::Start);
             if remove % 2 == 0 && !model.is_empty() {
                 let key = model.keys().nth(remove as usize % model.len()).cloned().unwrap();
                 let slot = model.remove(&key).unwrap();
@@ -73,7 +74,7 @@ proptest! {
             }
             let mut live: Vec<u32> = model.values().copied().collect();
             live.sort_unstable();
-            prop_assert_eq!(table.freeze().slots().collect::<Vec<_>>(), live);
+            prop_assert_eq!(table.freeze(Since::Start).slots().collect::<Vec<_>>(), live);
         }
     }
 }

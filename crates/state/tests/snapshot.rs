@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, UInt64Type};
 use proptest::prelude::*;
+use weir_state::Since;
 use weir_state::file::{write_tables, write_tables_while};
 use weir_state::frozen::{FrozenTable, HashedRow, RowRef, key_column, word_column};
 use weir_state::key_hash::hash_values;
@@ -47,7 +48,7 @@ fn table_of<'a>(rows: impl IntoIterator<Item = (&'a (i64, Option<String>), &'a i
     for (slot, (_, count)) in slots.iter().zip(&rows) {
         *counts.get_mut(*slot) = **count;
     }
-    let (frozen, counts) = (Arc::new(vec![table.freeze()]), counts.freeze());
+    let (frozen, counts) = (Arc::new(vec![table.freeze(Since::Start)]), counts.freeze());
     FrozenTable::of_keys("counts", &frozen)
         .with_column(
             Field::new("number", DataType::Int64, false),

@@ -57,7 +57,8 @@ pub(super) async fn build(context: SubtaskContext<'_>) -> Result<Subtask> {
         }
     };
     let chain = OperatorChain::new(root, builder.outputs);
-    let snapshots = Snapshots::new(plan.id.clone(), files, grants, events);
+    let incremental = plan.graph.options.checkpoints_incremental;
+    let snapshots = Snapshots::new(plan.id.clone(), files, grants, events, incremental);
     Ok(Subtask {
         id: plan.id,
         input,

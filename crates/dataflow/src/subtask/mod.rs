@@ -14,6 +14,7 @@
 //!   source sends it, so the end of input alone fires nothing.
 
 mod build;
+mod lineage;
 mod run;
 mod snapshot;
 

@@ -200,7 +200,7 @@ impl Subtask {
     /// The synchronous part of a snapshot; then the barrier goes on, and the asynchronous part begins.
     fn snapshot(&mut self, aligned: &AlignedBarrier, now: Instant) -> Result<()> {
         let barrier = aligned.barrier();
-        let frozen = self.chain.freeze(barrier);
+        let frozen = self.chain.freeze(barrier, self.snapshots.since(barrier));
         self.chain.outputs().barrier(barrier, now)?;
         match frozen {
             Ok(mut frozen) => {
@@ -209,7 +209,7 @@ impl Subtask {
                 }
                 self.snapshots.start(aligned, frozen, now.elapsed());
             }
-            Err(error) => self.snapshots.decline(barrier, error),
+            Err(error) => self.snapshots.not_frozen(barrier, error),
         }
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! in one acknowledgement or one refusal, unless it was aborted from outside. Files of a snapshot that was not acknowledged
 //! are deleted here, as its directory may have been swept before they were complete. Every byte is drawn from what was
 //! granted before it is written.
+//!
+//! Savepoints, and the checkpoints of a job that wants them so, are written whole, into their own directories. Files of
+//! incremental checkpoints lie in the job's shared directory: later checkpoints refer to them as well.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,18 +17,32 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
-use weir_state::{Budgeted, FrozenTable, delete_files, open_store, write_tables_while};
+use weir_state::store::SnapshotStore;
+use weir_state::{
+    Budgeted, FrozenTable, Increment, Runs, Since, delete_files, open_store, write_increment, write_tables_while,
+};
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{BarrierId, SnapshotId, SubtaskId};
-use weir_types::snapshot::{Barrier, OperatorSnapshot, SnapshotTimings, SplitPosition, StateFile, SubtaskSnapshot};
+use weir_types::snapshot::{
+    Barrier, OperatorSnapshot, SnapshotKind, SnapshotTimings, SplitPosition, StateFile, SubtaskSnapshot, shared_path,
+};
 use weir_types::{Code, Error, Result};
 
 use super::SubtaskEvent;
+use super::lineage::{ChainRuns, Lineage};
 use crate::chain::FrozenOperator;
 use crate::gate::AlignedBarrier;
 use crate::grants::{SnapshotGrants, Writer};
 
-type Ending = Pin<Box<dyn Future<Output = BarrierId>>>;
+type Ending = Pin<Box<dyn Future<Output = Ended>>>;
+
+/// What is over.
+#[derive(Default)]
+struct Ended {
+    barrier: BarrierId,
+    /// The checkpoint that was written and acknowledged, if it is one that others may build on.
+    written: Option<(SnapshotId, ChainRuns)>,
+}
 
 /// Snapshots whose asynchronous part is under way.
 pub(super) struct Snapshots {
@@ -33,6 +50,8 @@ pub(super) struct Snapshots {
     files: Handle,
     grants: Arc<SnapshotGrants>,
     events: mpsc::Sender<SubtaskEvent>,
+    incremental: bool,
+    lineage: Lineage,
     running: FuturesUnordered<Ending>,
     aborts: Vec<Writing>,
 }
@@ -46,13 +65,27 @@ struct Writing {
 }
 
 impl Snapshots {
+    /// Checkpoints are written as what has changed if they are to be `incremental`.
     pub(super) fn new(
         subtask: SubtaskId,
         files: Handle,
         grants: Arc<SnapshotGrants>,
         events: mpsc::Sender<SubtaskEvent>,
+        incremental: bool,
     ) -> Self {
-        Self { subtask, files, grants, events, running: FuturesUnordered::new(), aborts: Vec::new() }
+        let (lineage, running, aborts) = (Lineage::default(), FuturesUnordered::new(), Vec::new());
+        Self { subtask, files, grants, events, incremental, lineage, running, aborts }
+    }
+
+    /// What the state is compared with that is frozen next, for this barrier.
+    pub(super) fn since(&mut self, barrier: &Barrier) -> Since {
+        if self.incremental { self.lineage.follow(barrier) } else { Since::Start }
+    }
+
+    /// The state could not be frozen.
+    pub(super) fn not_frozen(&mut self, barrier: &Barrier, error: Error) {
+        self.lineage.forget();
+        self.decline(barrier, error);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -61,8 +94,11 @@ impl Snapshots {
 
     /// Waits until one has ended; to be called only if there is one. Cancel safe.
     pub(super) async fn ended(&mut self) {
-        if let Some(ended) = self.running.next().await {
-            self.aborts.retain(|running| running.barrier != ended);
+        if let Some(Ended { barrier, written }) = self.running.next().await {
+            self.aborts.retain(|running| running.barrier != barrier);
+            if let Some((snapshot, runs)) = written {
+                self.lineage.written(&snapshot, runs);
+            }
         }
     }
 
@@ -84,25 +120,30 @@ impl Snapshots {
             Err(error) => return self.decline(barrier, error),
         };
         let draft = Draft::new(self.files.clone(), barrier.snapshot.clone(), barrier.directory.clone(), writer);
-        let part = Part { subtask: self.subtask.clone(), barrier: barrier.clone(), timings };
+        let incremental = self.incremental && barrier.kind == SnapshotKind::Checkpoint;
+        let base = incremental.then(|| self.lineage.base());
+        let part = Part { subtask: self.subtask.clone(), barrier: barrier.clone(), timings, base };
         let events = self.events.clone();
         let id = barrier.id;
         let (abort, registration) = AbortHandle::new_pair();
         self.aborts.push(Writing { barrier: id, snapshot: barrier.snapshot.clone(), since: Instant::now(), abort });
         let work = Abortable::new(
             async move {
-                let event = part.finish(frozen, &draft).await;
+                let (event, runs) = part.finish(frozen, &draft).await;
                 let acknowledged = matches!(event, SubtaskEvent::SnapshotAcked(_));
                 // The receiver only goes away with the TaskManager's session for this attempt: nobody is left to tell.
-                if events.send(event).await.is_ok() && acknowledged {
+                let acknowledged = events.send(event).await.is_ok() && acknowledged;
+                if acknowledged {
                     draft.keep();
                 }
+                runs.filter(|_| acknowledged)
             },
             registration,
         );
+        let snapshot = barrier.snapshot.clone();
         self.running.push(Box::pin(async move {
-            let _aborted = work.await;
-            id
+            let written = work.await.ok().flatten().map(|runs| (snapshot, runs));
+            Ended { barrier: id, written }
         }));
     }
 
@@ -116,7 +157,7 @@ impl Snapshots {
         let events = self.events.clone();
         self.running.push(Box::pin(async move {
             let _gone = events.send(event).await;
-            BarrierId::default()
+            Ended::default()
         }));
     }
 
@@ -151,34 +192,35 @@ struct Part {
     subtask: SubtaskId,
     barrier: Barrier,
     timings: SnapshotTimings,
+    /// What an incremental checkpoint adds to.
+    base: Option<ChainRuns>,
 }
 
 impl Part {
-    async fn finish(mut self, frozen: Vec<FrozenOperator>, draft: &Draft) -> SubtaskEvent {
+    /// What to report; and the runs that an incremental checkpoint consists of.
+    async fn finish(mut self, frozen: Vec<FrozenOperator>, draft: &Draft) -> (SubtaskEvent, Option<ChainRuns>) {
         let started = Instant::now();
         let operators = frozen.into_iter().enumerate().map(|(place, operator)| self.write(place, operator, draft));
-        let operators = match try_join_all(operators).await {
-            Ok(operators) => operators,
-            Err(error) => return declined(&self.subtask, &self.barrier, error),
+        let (operators, runs): (Vec<_>, Vec<_>) = match try_join_all(operators).await {
+            Ok(operators) => operators.into_iter().unzip(),
+            Err(error) => return (declined(&self.subtask, &self.barrier, error), None),
         };
         self.timings.async_us = micros(started.elapsed());
-        let bytes: u64 = operators.iter().flat_map(|operator| &operator.files).map(|file| file.bytes).sum();
+        let files = operators.iter().flat_map(|operator| &operator.files);
+        let written = files.filter(|file| file.is_written_by(&self.barrier.snapshot));
+        let bytes: u64 = written.map(|file| file.bytes).sum();
+        let runs = self.base.is_some().then(|| Arc::new(runs));
         let Self { subtask, barrier, timings, .. } = self;
         info!(
             %subtask, snapshot = %barrier.snapshot, bytes,
             start_delay_us = timings.start_delay_us, alignment_us = timings.alignment_us,
             sync_us = timings.sync_us, async_us = timings.async_us, "snapshot written"
         );
-        SubtaskEvent::SnapshotAcked(SubtaskSnapshot {
-            subtask,
-            barrier: barrier.id,
-            snapshot: barrier.snapshot,
-            operators,
-            timings,
-        })
+        let acked = SubtaskSnapshot { subtask, barrier: barrier.id, snapshot: barrier.snapshot, operators, timings };
+        (SubtaskEvent::SnapshotAcked(acked), runs)
     }
 
-    async fn write(&self, place: usize, operator: FrozenOperator, draft: &Draft) -> Result<OperatorSnapshot> {
+    async fn write(&self, place: usize, operator: FrozenOperator, draft: &Draft) -> Result<(OperatorSnapshot, Runs)> {
         let FrozenOperator { uid, watermark, state, prepared, splits } = operator;
         let files = self.write_files(place, state.tables, draft);
         let prepared = async {
@@ -187,17 +229,33 @@ impl Part {
                 None => Ok(None),
             }
         };
-        let (files, prepared) = futures::try_join!(files, prepared)?;
-        Ok(OperatorSnapshot { uid, watermark_ms: watermark.0, files, splits, prepared })
+        let ((files, runs), prepared) = futures::try_join!(files, prepared)?;
+        Ok((OperatorSnapshot { uid, watermark_ms: watermark.0, files, splits, prepared }, runs))
     }
 
-    /// Writes tables on the files thread. Names hold the attempt, so that no attempt ever writes another's file.
-    async fn write_files(&self, place: usize, tables: Vec<FrozenTable>, draft: &Draft) -> Result<Vec<StateFile>> {
+    /// Writes tables on the files thread: what of them has changed, or all. Names hold the attempt, so that no attempt ever
+    /// writes another's file. Answers the files that the snapshot consists of.
+    async fn write_files(
+        &self,
+        place: usize,
+        tables: Vec<FrozenTable>,
+        draft: &Draft,
+    ) -> Result<(Vec<StateFile>, Runs)> {
         if tables.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let SubtaskId { chain, index, attempt, .. } = &self.subtask;
-        draft.write(tables, format!("state-{chain}-{index}-a{attempt}-o{place}")).await
+        let prefix = format!("state-{chain}-{index}-a{attempt}-o{place}");
+        let Some(base) = &self.base else {
+            let files = draft.write(move |store, wanted| write_tables_while(tables, store, &prefix, wanted));
+            return Ok((files.await?, Runs::default()));
+        };
+        let (prefix, base) = (shared_path(&self.barrier.snapshot, &prefix), Arc::clone(base));
+        let increment = draft.write(move |store, wanted| {
+            write_increment(tables, base.get(place).unwrap_or(&Runs::default()), store, &prefix, wanted)
+        });
+        let Increment { runs, .. } = increment.await?;
+        Ok((runs.files(), runs))
     }
 }
 
@@ -224,19 +282,23 @@ impl Draft {
         Self { files, snapshot, directory, writer, written: Arc::default() }
     }
 
-    async fn write(&self, tables: Vec<FrozenTable>, prefix: String) -> Result<Vec<StateFile>> {
+    /// Runs `write` on the files thread, as long as it is wanted.
+    async fn write<T: AsRef<[StateFile]> + Send + 'static>(
+        &self,
+        write: impl FnOnce(&dyn SnapshotStore, &dyn Fn() -> bool) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (directory, written) = (self.directory.clone(), Arc::clone(&self.written));
         let writer = Arc::clone(&self.writer);
         let writing = self.files.spawn_blocking(move || {
             let store = Budgeted::new(open_store(&directory)?, writer);
-            let files = write_tables_while(tables, &store, &prefix, &|| !lock(&written).given_up)?;
+            let files = write(&store, &|| !lock(&written).given_up)?;
             let mut written = lock(&written);
             if written.given_up {
                 drop(written);
-                delete_files(&store, &files)?;
+                delete_files(&store, files.as_ref())?;
                 return Err(Error::new(Code::Cancelled, "the snapshot was given up"));
             }
-            written.files.extend_from_slice(&files);
+            written.files.extend_from_slice(files.as_ref());
             Ok(files)
         });
         writing

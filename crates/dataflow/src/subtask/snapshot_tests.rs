@@ -51,7 +51,7 @@ fn give_up(how: impl FnOnce(Snapshots)) {
     let path = directory.path().join("chk-1");
     let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (events, mut reports) = mpsc::channel(1);
-    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), SnapshotGrants::unlimited(), events);
+    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), SnapshotGrants::unlimited(), events, false);
     let (tables, at_second, go) = halting();
     snapshots.start(&aligned(&path), vec![frozen(tables)], Duration::ZERO);
     assert!(snapshots.ended().now_or_never().is_none(), "it is being written");
@@ -80,6 +80,11 @@ fn a_snapshot_of_a_cancelled_subtask_does_not_bring_its_directory_back() {
     give_up(drop);
 }
 
+async fn write_first(draft: &Draft) -> Vec<StateFile> {
+    let tables = vec![FrozenTable::of_rows("first", row)];
+    draft.write(|store, wanted| write_tables_while(tables, store, "a1", wanted)).await.unwrap()
+}
+
 #[tokio::test]
 async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_acknowledging() {
     let directory = tempfile::tempdir().unwrap();
@@ -90,7 +95,7 @@ async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_ackno
         Draft::new(Handle::current(), barrier(1).snapshot, path.to_str().unwrap().to_owned(), writer)
     };
     let deleted = draft();
-    let written = deleted.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
+    let written = write_first(&deleted).await;
     assert!(path.join(&written[0].path).exists());
     drop(deleted);
     // Blocking work of the test's own runtime: asked until it is done.
@@ -99,7 +104,7 @@ async fn files_are_deleted_if_the_snapshot_is_given_up_between_writing_and_ackno
     }
 
     let kept = draft();
-    let written = kept.write(vec![FrozenTable::of_rows("first", row)], "a1".to_owned()).await.unwrap();
+    let written = write_first(&kept).await;
     kept.keep();
     assert!(path.join(&written[0].path).exists());
 }
@@ -109,7 +114,7 @@ async fn an_acknowledged_snapshot_keeps_its_files_and_a_declined_one_has_none() 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("chk-1");
     let (events, mut reports) = mpsc::channel(1);
-    let mut snapshots = Snapshots::new(subtask(), Handle::current(), SnapshotGrants::unlimited(), events);
+    let mut snapshots = Snapshots::new(subtask(), Handle::current(), SnapshotGrants::unlimited(), events, false);
     let one = || frozen(vec![FrozenTable::of_rows("first", row)]);
     snapshots.start(&aligned(&path), vec![one()], Duration::ZERO);
     snapshots.ended().await;
@@ -133,7 +138,7 @@ fn a_writer_waits_for_a_grant_and_an_abort_deletes_what_it_has_written() {
     let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (events, _reports) = mpsc::channel(1);
     let grants = SnapshotGrants::new();
-    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), Arc::clone(&grants), events);
+    let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), Arc::clone(&grants), events, false);
     snapshots.start(&aligned(&path), vec![frozen(vec![FrozenTable::of_rows("first", row)])], Duration::ZERO);
     assert!(snapshots.ended().now_or_never().is_none(), "it is being written");
     files.block_on(grants.changed());

@@ -25,7 +25,7 @@ use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow_schema::SchemaRef;
 use hashbrown::HashMap;
-use weir_state::RestoredOperator;
+use weir_state::{RestoredOperator, Since};
 use weir_types::graph::{Output, WindowAggregateSpec};
 use weir_types::key_range::KeyRange;
 use weir_types::{Error, Result};
@@ -317,8 +317,8 @@ impl Operator for WindowAggregate {
         Ok(Progress::Done)
     }
 
-    fn freeze(&mut self) -> Result<Frozen> {
-        self.freeze_tables()
+    fn freeze(&mut self, since: Since) -> Result<Frozen> {
+        self.freeze_tables(since)
     }
 
     fn state_bytes(&self) -> u64 {

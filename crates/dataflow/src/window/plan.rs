@@ -2,6 +2,7 @@
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use weir_state::columns::{Role, SPAN_MS, state_field};
+use weir_state::merge::SEGMENT;
 use weir_state::values::Form;
 use weir_types::graph::{AggregateFunction, AggregateSpec, WindowAggregateSpec, WindowColumn, WindowSpec};
 use weir_types::{Code, Error, Result};
@@ -184,6 +185,7 @@ fn slice_field(window: &WindowSpec) -> Result<Field> {
     let data_type = DataType::Timestamp(TimeUnit::Millisecond, None);
     let mut field = state_field("slice_start", Role::MapKey, names::slice_start(window), data_type, false);
     field.metadata_mut().insert(SPAN_MS.to_owned(), span.to_string());
+    field.metadata_mut().insert(SEGMENT.to_owned(), "true".to_owned());
     Ok(field)
 }
 

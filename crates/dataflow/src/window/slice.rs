@@ -107,6 +107,7 @@ impl Distinct {
             let new = *bits & !mask;
             if new != 0 {
                 *self.masks.get_mut(entry) |= new;
+                self.entries.mark(&[entry]);
             }
             *bits = new;
         }
@@ -151,6 +152,7 @@ impl Slice {
     /// Takes in `rows` of a batch.
     pub(super) fn update(&mut self, plan: &Plan, input: &Input, rows: &[u32], scratch: &mut Scratch) -> Result<()> {
         self.keys.lookup_or_insert(&input.hashes, &input.keys, rows, &mut scratch.slots)?;
+        self.keys.mark(&scratch.slots);
         let slots = self.keys.slots();
         for (call, accumulator) in plan.calls.iter().zip(&mut self.accumulators) {
             accumulator.grow(slots);

@@ -11,11 +11,11 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, SchemaRef, UInt64Type};
 use weir_state::columns::{self, Role, state_field};
 use weir_state::file::HASH_COLUMN;
-use weir_state::frozen::{Gather, HashedRow, RowRef, bytes_column, float_column, key_column, wide_column, word_column};
+use weir_state::frozen::{Gather, RowRef, bytes_column, float_column, key_column, list, wide_column, word_column};
 use weir_state::keys::FrozenKeys;
 use weir_state::pages::{FrozenPages, Pages};
 use weir_state::values::{Data, Form, Values};
-use weir_state::{FrozenTable, RestoredOperator, RestoredTable};
+use weir_state::{FrozenTable, RestoredOperator, RestoredTable, Since};
 use weir_types::graph::AggregateFunction;
 use weir_types::{Code, Error, Result};
 
@@ -32,15 +32,14 @@ type Columns = Vec<(Field, Gather)>;
 
 impl WindowAggregate {
     /// See [`crate::operator::Operator::freeze`].
-    pub(super) fn freeze_tables(&mut self) -> Result<Frozen> {
+    pub(super) fn freeze_tables(&mut self, since: Since) -> Result<Frozen> {
         if !self.fired.is_empty() {
             return Err(Error::internal("a barrier came while windows were being emitted"));
         }
-        if self.slices.is_empty() {
-            return Ok(Frozen::default());
-        }
+        let Some(&live_from) = self.slices.keys().next() else { return Ok(Frozen::default()) };
         let starts: Arc<Vec<i64>> = Arc::new(self.slices.keys().copied().collect());
-        let keys: Arc<Vec<FrozenKeys>> = Arc::new(self.slices.values_mut().map(|slice| slice.keys.freeze()).collect());
+        let keys: Arc<Vec<FrozenKeys>> =
+            Arc::new(self.slices.values_mut().map(|slice| slice.keys.freeze(since)).collect());
         let mut slices: Vec<&mut Slice> = self.slices.values_mut().collect();
         let mut groups = FrozenTable::of_keys(GROUPS, &keys);
         for (field, gather) in leading_columns(&self.plan, &starts, &keys, |row| row)? {
@@ -54,9 +53,10 @@ impl WindowAggregate {
         }
         let mut tables = vec![groups];
         for set in 0..self.plan.distincts.len() {
-            tables.push(freeze_distinct(&self.plan, set, &mut slices, &starts, &keys)?);
+            tables.push(freeze_distinct(&self.plan, set, &mut slices, &starts, &keys, since)?);
         }
-        Ok(Frozen { tables })
+        // Slices go in the order of their starts: whatever was kept of lower ones has fired.
+        Ok(Frozen { tables: tables.into_iter().map(|table| table.with_live_from(live_from)).collect() })
     }
 
     /// See [`crate::operator::Operator::restore`].
@@ -359,29 +359,25 @@ fn freeze_distinct(
     slices: &mut [&mut Slice],
     starts: &Arc<Vec<i64>>,
     keys: &Arc<Vec<FrozenKeys>>,
+    since: Since,
 ) -> Result<FrozenTable> {
     let masks: Arc<Vec<FrozenPages<u64>>> =
         Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].masks.freeze()).collect());
     let entries: Arc<Vec<FrozenKeys>> =
-        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].entries.freeze()).collect());
+        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].entries.freeze(since)).collect());
     let owners = Arc::clone(&entries);
     let locate =
         move |row: RowRef| RowRef { segment: row.segment, slot: owners[row.segment as usize].word(0, row.slot) as u32 };
-    let (listed, groups, owner) = (Arc::clone(&entries), Arc::clone(keys), locate.clone());
-    let rows = move || {
-        let mut rows = Vec::new();
-        for (segment, entries) in listed.iter().enumerate() {
-            rows.extend(entries.slots().map(|slot| {
-                let row = RowRef { segment: segment as u32, slot };
-                HashedRow { hash: groups[segment].hash(owner(row).slot), row }
-            }));
-        }
-        rows
-    };
+    let (groups, owner) = (Arc::clone(keys), locate.clone());
+    let hash = move |_: &FrozenKeys, row: RowRef| groups[row.segment as usize].hash(owner(row).slot);
+    let (listed, hash_listed) = (Arc::clone(&entries), hash.clone());
+    let all = move || list(&listed, |entries, slots| slots.extend(entries.slots()), hash_listed);
+    let listed = Arc::clone(&entries);
+    let changed = move || list(&listed, |entries, slots| slots.extend(entries.changed().into_iter().flatten()), hash);
     let value_type = &plan.distincts[set].value_type;
+    let mut table = FrozenTable::of_rows(format!("distinct{set}"), all).with_changes(&entries, changed);
     let values = key_column(value_type, entries, 1, |row| row)?;
     let seen = word_column(DataType::UInt64, move |row| Some(*at(&masks, row) as i64));
-    let mut table = FrozenTable::of_rows(format!("distinct{set}"), rows);
     let own = [values, seen].into_iter().zip(distinct_fields(plan, set).split_off(2 + plan.keys.len()));
     for (field, gather) in leading_columns(plan, starts, keys, locate)? {
         table = table.with_column(field, gather);
