@@ -56,6 +56,8 @@ pub(crate) enum Event {
     Suspected { job: JobId, snapshot: SnapshotId, found: Result<Option<Error>> },
     /// Every byte of a snapshot was read, or there is no manifest to compare it with.
     Verified { snapshot: SnapshotId, report: Result<Box<Report>> },
+    /// Shared files that nothing refers to are gone, or could not be deleted.
+    SharedDeleted { job: JobId, names: Vec<String>, deleted: Result<()> },
 }
 
 /// A manifest that is to be published.

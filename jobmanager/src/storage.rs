@@ -1,5 +1,6 @@
 //! Snapshots on storage: manifests, abort markers, deletion. All of it blocks, so all of it runs beside the loop.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use prost::Message;
@@ -10,11 +11,12 @@ use weir_state::manifest::{
     AbortMarker, AbortOutcome, Manifest, abort_manifest, delete_manifest, delete_snapshot, encoded_bytes,
     publish_manifest, read_manifest,
 };
-use weir_state::open_store;
+use weir_state::store::{SHARED_DIRECTORY, SnapshotStore};
 use weir_state::verify::{Report, first_damage, verify_against};
+use weir_state::{LocalDirectory, open_store};
 use weir_types::graph::JobGraph;
-use weir_types::ids::{ClusterId, OperatorUid, SnapshotId};
-use weir_types::snapshot::SnapshotKind;
+use weir_types::ids::{ClusterId, JobId, OperatorUid, SnapshotId};
+use weir_types::snapshot::{SnapshotKind, SnapshotState, shared_file_writer};
 use weir_types::{Code, Error, Result};
 
 use crate::event::Unprepared;
@@ -163,7 +165,12 @@ pub(crate) async fn look_for_damage(entry: SnapshotEntry, operator: Option<Opera
 pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
     let (snapshot, directory, nonce) = (entry.id.clone(), entry.directory.clone(), entry.nonce.clone());
     let checkpoint = entry.kind == SnapshotKind::Checkpoint;
+    let failed = entry.state == SnapshotState::Failed;
     blocking(move || {
+        if let Some(of_the_job) = Path::new(&directory).parent().filter(|_| checkpoint && failed) {
+            // Nothing refers to what it has written, and nothing will.
+            delete_shared_files(of_the_job, |name| shared_file_writer(name) == Some(snapshot.as_str()))?;
+        }
         if is_link(&directory) {
             tracing::warn!(%snapshot, directory, "left a symbolic link: what it leads to is somebody else's");
             return Ok(());
@@ -188,6 +195,24 @@ pub(crate) async fn remove(entry: &SnapshotEntry) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Deletes files that the checkpoints of a job have shared.
+pub(crate) async fn delete_shared(checkpoint_root: &str, job: &JobId, names: Vec<String>) -> Result<()> {
+    let of_the_job = Path::new(checkpoint_root).join(job.as_str());
+    let names: BTreeSet<String> = names.into_iter().collect();
+    blocking(move || delete_shared_files(&of_the_job, |name| names.contains(name))).await
+}
+
+/// Deletes those of the shared files of a job that are named, and the directories that are empty then.
+pub(crate) fn delete_shared_files(of_the_job: &Path, named: impl Fn(&str) -> bool) -> Result<()> {
+    let shared = LocalDirectory::new(of_the_job.join(SHARED_DIRECTORY));
+    shared.list()?.iter().filter(|name| named(name)).try_for_each(|name| shared.delete(name))?;
+    if shared.delete_directory()? {
+        // Refused if there is a checkpoint of the job.
+        let _not_empty = std::fs::remove_dir(of_the_job);
+    }
+    Ok(())
 }
 
 /// Whether a snapshot's directory was replaced by a symbolic link. Its parents may be links.

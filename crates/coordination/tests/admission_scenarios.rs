@@ -329,6 +329,7 @@ fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String
         "unreferenced" => {
             ids("unreferenced", &state.shared.unreferenced(&job(words[0]))).unwrap_or_else(|| "none".to_owned())
         }
+        "base" => state.base_of_next(&job(words[0])).map_or_else(|| "none".to_owned(), |base| base.to_string()),
         "unswept" => ids("unswept", &state.unswept().map(|entry| &entry.id).collect::<Vec<_>>())
             .unwrap_or_else(|| "none".to_owned()),
         "estimate" => {

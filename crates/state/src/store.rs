@@ -6,7 +6,8 @@
 //! Calls block: they belong on a files thread.
 //!
 //! Names are plain, or `../shared/` and a plain name: files that several snapshots refer to lie in a directory beside
-//! theirs. It is made when the first of them is, and is no part of any one snapshot: neither listed nor deleted with it.
+//! theirs. It is made when a file in it is, and is no part of any one snapshot: neither listed nor deleted with it. Whoever
+//! deletes the last file in it may delete it as well.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,6 +16,11 @@ use std::path::{Path, PathBuf};
 
 use weir_types::snapshot::SHARED_PREFIX;
 use weir_types::{Code, Error, Result};
+
+/// What the directory of files that several snapshots refer to is called; it lies beside theirs.
+pub const SHARED_DIRECTORY: &str = "shared";
+/// How often a directory that vanishes before a file is in it is made again.
+const CREATE_TRIES: u32 = 8;
 
 /// Whether a conditional create found the name free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +161,7 @@ impl LocalDirectory {
 
     /// The directory of files that several snapshots refer to.
     fn shared(&self) -> PathBuf {
-        let shared = SHARED_PREFIX.trim_start_matches("../").trim_end_matches('/');
-        self.path.parent().map_or_else(|| self.path.join(SHARED_PREFIX), |parent| parent.join(shared))
+        self.path.parent().map_or_else(|| self.path.join(SHARED_PREFIX), |parent| parent.join(SHARED_DIRECTORY))
     }
 }
 
@@ -171,10 +176,16 @@ impl SnapshotStore for LocalDirectory {
 
     fn create(&self, file: &str) -> Result<Box<dyn NewFile>> {
         let path = self.file(file)?;
-        if file.starts_with(SHARED_PREFIX) {
-            ensure(&self.shared())?;
+        let open = || OpenOptions::new().write(true).create_new(true).open(&path);
+        let mut opened = open();
+        for _ in 0..CREATE_TRIES {
+            // It is not there yet, or somebody has just deleted the last file in it.
+            let missing = opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if !missing || !file.starts_with(SHARED_PREFIX) {
+                break;
+            }
+            opened = weir_durable::create_directories(&self.shared()).and_then(|()| open());
         }
-        let opened = OpenOptions::new().write(true).create_new(true).open(&path);
         match opened {
             Ok(file) => Ok(Box::new(LocalFile { file, path, finished: false })),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -44,10 +44,17 @@ pub(super) fn savepoints_below(root: &Path) -> Vec<(SnapshotId, PathBuf)> {
 }
 
 /// Directories only: what a symbolic link leads to is somebody else's.
-fn directories(path: &Path) -> Vec<(String, PathBuf)> {
+pub(super) fn directories(path: &Path) -> Vec<(String, PathBuf)> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect()
+}
+
+/// The names of plain files.
+pub(super) fn files(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Looks into a directory that bears the name of `snapshot`; `known`: its name alone shows that it is this cluster's.

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 use weir_coordination::checkpoint::short;
 use weir_coordination::metadata::{SnapshotEntry, State};
+use weir_state::store::SHARED_DIRECTORY;
 use weir_types::group::{CheckpointOwner, GroupCheckpointState, GroupInfo};
 use weir_types::ids::{GroupName, JobId, PinHolder, SnapshotId};
 use weir_types::snapshot::{SnapshotKind, SnapshotState};
 use weir_types::stream::StreamName;
+
+use super::shared::{JobDirectory, KnownShared, strays};
 
 /// What is there.
 #[derive(Debug, Default)]
@@ -20,6 +23,8 @@ pub(super) struct Found {
     pub(super) checkpoints: Vec<(JobId, SnapshotId, PathBuf)>,
     /// Directories below the savepoints' root that are named as savepoints are.
     pub(super) savepoints: Vec<(SnapshotId, PathBuf)>,
+    /// Directories of jobs: `<root>/<job>`.
+    pub(super) jobs: Vec<JobDirectory>,
 }
 
 /// What the metadata names.
@@ -34,6 +39,7 @@ pub(super) struct Known {
     /// Where their files are, and where jobs were restored from that run.
     pub(super) directories: BTreeSet<PathBuf>,
     pub(super) failed_savepoints: Vec<SnapshotEntry>,
+    pub(super) shared: KnownShared,
 }
 
 /// What nobody needs.
@@ -48,6 +54,10 @@ pub(super) enum Garbage {
     Savepoint(SnapshotId, PathBuf),
     /// What a failed savepoint has left behind, wherever its user wanted it.
     Failed(Box<SnapshotEntry>),
+    /// A file that the checkpoints of a job do not share: the job's directory, and its name.
+    Shared(PathBuf, String),
+    /// The directory of an ended job's checkpoints, in which nothing is.
+    Empty(PathBuf),
 }
 
 impl Known {
@@ -68,6 +78,7 @@ impl Known {
                 .filter(|entry| failed(entry) && entry.kind == SnapshotKind::Savepoint)
                 .cloned()
                 .collect(),
+            shared: KnownShared::of(state),
         }
     }
 
@@ -84,7 +95,8 @@ impl Garbage {
             Garbage::Group(..) => "group",
             Garbage::GroupCheckpoint(..) => "group_checkpoint",
             Garbage::Pin(..) => "pin",
-            Garbage::Checkpoint(..) | Garbage::Savepoint(..) | Garbage::Failed(_) => "directory",
+            Garbage::Checkpoint(..) | Garbage::Savepoint(..) | Garbage::Failed(_) | Garbage::Empty(_) => "directory",
+            Garbage::Shared(..) => "file",
         }
     }
 
@@ -104,6 +116,8 @@ impl Garbage {
                 format!("no entry of the catalogue refers to {snapshot}")
             }
             Garbage::Failed(entry) => format!("savepoint {} has failed", entry.id),
+            Garbage::Shared(..) => "no checkpoint refers to it".to_owned(),
+            Garbage::Empty(_) => "its job has ended".to_owned(),
         }
     }
 
@@ -125,6 +139,8 @@ impl fmt::Display for Garbage {
             Garbage::Pin(stream, holder) => write!(f, "{stream}: {holder}"),
             Garbage::Checkpoint(_, path) | Garbage::Savepoint(_, path) => write!(f, "{}", path.display()),
             Garbage::Failed(entry) => f.write_str(&entry.directory),
+            Garbage::Shared(path, name) => write!(f, "{}", path.join(SHARED_DIRECTORY).join(name).display()),
+            Garbage::Empty(path) => write!(f, "{}", path.display()),
         }
     }
 }
@@ -172,6 +188,7 @@ pub(super) fn garbage(found: &Found, known: &Known) -> Vec<Garbage> {
     let failed =
         known.failed_savepoints.iter().filter(|entry| !known.directories.contains(Path::new(&entry.directory)));
     garbage.extend(failed.cloned().map(|entry| Garbage::Failed(Box::new(entry))));
+    garbage.extend(strays(&found.jobs, &known.shared, &known.jobs));
     garbage
 }
 
@@ -225,6 +242,7 @@ mod tests {
             savepoints: ["sp-aaaaaaaa-4", "sp-bbbbbbbb-2"].map(snapshot).into(),
             directories: [PathBuf::from("/savepoints/savepoint-aaaaaaaa-9")].into(),
             failed_savepoints: Vec::new(),
+            shared: KnownShared::default(),
         }
     }
 

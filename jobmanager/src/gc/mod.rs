@@ -7,6 +7,7 @@
 
 mod directories;
 mod judge;
+mod shared;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -147,6 +148,8 @@ impl Collector {
             Garbage::Checkpoint(snapshot, _) => (snapshot.clone(), true),
             Garbage::Failed(entry) => (entry.id.clone(), true),
             Garbage::Group(..) | Garbage::GroupCheckpoint(..) | Garbage::Pin(..) => return Ok((None, None)),
+            // Whoever could write there is known to have ended.
+            Garbage::Shared(..) | Garbage::Empty(_) => return Ok((None, None)),
         };
         let failed = if let Garbage::Failed(entry) = garbage { Some(entry.clone()) } else { None };
         let look = storage::blocking(move || {
@@ -172,8 +175,9 @@ impl Collector {
 
     async fn found(&self) -> Result<Found> {
         let roots = (PathBuf::from(&self.checkpoint_root), PathBuf::from(&self.savepoint_root));
-        let (checkpoints, savepoints) = storage::blocking(move || {
-            Ok((directories::checkpoints_below(&roots.0), directories::savepoints_below(&roots.1)))
+        let (jobs, checkpoints, savepoints) = storage::blocking(move || {
+            let jobs = shared::job_directories(&roots.0);
+            Ok((jobs, directories::checkpoints_below(&roots.0), directories::savepoints_below(&roots.1)))
         })
         .await?;
         let streams: BTreeSet<StreamName> = self.node.read(|machine| {
@@ -181,7 +185,7 @@ impl Collector {
             sources.filter_map(|source| Some(source.group.as_ref()?.stream.clone())).collect()
         });
         if streams.is_empty() {
-            return Ok(Found { checkpoints, savepoints, ..Found::default() });
+            return Ok(Found { checkpoints, savepoints, jobs, ..Found::default() });
         }
         let groups = self.store.list_groups(None).await?;
         let mut pins = Vec::new();
@@ -192,7 +196,7 @@ impl Collector {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Found { groups, pins, checkpoints, savepoints })
+        Ok(Found { groups, pins, checkpoints, savepoints, jobs })
     }
 
     /// Whether anything was removed.
@@ -208,6 +212,14 @@ impl Collector {
             Garbage::Pin(stream, holder) => self.store.unpin(stream, holder).await?,
             Garbage::Checkpoint(_, path) => return self.sweep(path.clone(), true).await,
             Garbage::Savepoint(_, path) => return self.sweep(path.clone(), false).await,
+            Garbage::Shared(of_the_job, name) => {
+                let (of_the_job, stray) = (of_the_job.clone(), name.clone());
+                storage::blocking(move || storage::delete_shared_files(&of_the_job, |name| name == stray)).await?;
+            }
+            Garbage::Empty(of_the_job) => {
+                let of_the_job = of_the_job.clone();
+                storage::blocking(move || storage::delete_shared_files(&of_the_job, |_| false)).await?;
+            }
             Garbage::Failed(entry) => {
                 let entry = entry.clone();
                 return storage::blocking(move || {

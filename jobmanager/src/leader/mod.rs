@@ -16,6 +16,7 @@ mod quotas;
 mod recovery;
 mod restores;
 mod sessions;
+mod shared;
 mod snapshots;
 mod sweeps;
 mod trail;
@@ -73,6 +74,8 @@ enum Then {
     Marked(SnapshotId, Answer<pb::DeleteSnapshotReply>),
     /// The entry of a snapshot that was removed is gone.
     Deleted(SnapshotId),
+    /// Deleted files of a job are no longer charged.
+    Released(JobId),
     /// People say something else about the snapshot.
     Annotated(SnapshotId, Answer<pb::Snapshot>),
     PolicySet(QuotaLevel, Answer<pb::Policy>),
@@ -149,6 +152,8 @@ pub(crate) struct Leader {
     sweeps: BTreeMap<SnapshotId, Sweep>,
     /// Snapshots whose removal failed, and when it is tried again.
     removals: BTreeMap<SnapshotId, Millis>,
+    /// Jobs whose shared files are being deleted, or when that is tried again.
+    releases: BTreeMap<JobId, Option<Millis>>,
     /// Who waits for the first try to remove each snapshot, and what they will be told.
     deletions: BTreeMap<SnapshotId, Vec<(Answer<pb::DeleteSnapshotReply>, pb::DeleteSnapshotReply)>>,
     /// Notified when something was ended that may have left garbage.
@@ -238,6 +243,7 @@ impl Leader {
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
             Event::Suspected { job, snapshot, found } => self.on_suspected(&job, snapshot, found),
             Event::Verified { snapshot, report } => self.on_verified(snapshot, report),
+            Event::SharedDeleted { job, names, deleted } => self.on_shared_deleted(job, names, deleted),
         }
     }
 
@@ -265,6 +271,7 @@ impl Leader {
         }
         self.settle_due(now);
         self.sweep_due(now);
+        self.release_due(now);
         let again: Vec<_> = self.removals.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for snapshot in again {
             self.remove_snapshot(snapshot);
@@ -277,6 +284,7 @@ impl Leader {
             .flatten()
             .chain(self.jobs.values().filter_map(|job| job.coordinator.next_deadline()))
             .chain(self.removals.values().copied())
+            .chain(self.releases.values().copied().flatten())
             .chain(self.unsettled.values().copied().flatten())
             .chain(self.next_sweep())
             .fold(self.heartbeat_at, Millis::min)
@@ -333,7 +341,11 @@ impl Leader {
                 failpoint::reach("delete.entry");
                 tracing::info!(%snapshot, "snapshot removed");
                 self.answer_deletion(&snapshot);
+                if let Some(job) = reply.ok().and_then(|applied| applied.job) {
+                    self.release_shared(&job);
+                }
             }
+            Then::Released(job) => self.on_released(&job, &reply),
             Then::Annotated(snapshot, to) => answer(to, reply.and_then(|_| self.snapshot_view(&snapshot))),
             Then::PolicySet(level, to) => self.on_policy_set(&level, reply, to),
             Then::PolicyRemoved(policy, to) => answer(to, reply.map(|_| *policy)),

@@ -80,6 +80,7 @@ impl Leader {
             accounts: BTreeMap::new(),
             sweeps: BTreeMap::new(),
             removals: BTreeMap::new(),
+            releases: BTreeMap::new(),
             deletions: BTreeMap::new(),
             garbage: Default::default(),
             hosts: Hosts::default(),
@@ -96,6 +97,7 @@ impl Leader {
         leader.resume_jobs();
         let deleting: Vec<SnapshotId> = leader.entries(SnapshotState::Deleting).into_iter().map(|e| e.id).collect();
         deleting.into_iter().for_each(|snapshot| leader.remove_snapshot(snapshot));
+        leader.release_all_shared();
         Ok(leader)
     }
 

@@ -133,6 +133,7 @@ impl Leader {
         if let Some(entry) = self.entry(&barrier.snapshot) {
             self.open_account(&entry);
         }
+        let barrier = Barrier { base: self.state(|state| state.base_of_next(job)), ..barrier };
         let trigger = TriggerBarrier { term: self.term, job: job.clone(), attempt, barrier };
         for task_manager in self.scheduler.task_managers_of(job) {
             self.send(&task_manager, ToTaskManager::Trigger(trigger.clone()));

@@ -264,6 +264,7 @@ impl Coordinator {
             triggered_at_ms: flight.reservation.triggered_at_ms,
             stop: flight.reservation.trigger.stop_mode(),
             directory: flight.reservation.directory.clone(),
+            // The shell names it: it knows what is complete, and what of that is damaged.
             base: None,
         }));
         self.publish_if_complete(out);

@@ -162,6 +162,16 @@ impl State {
         self.superseded(job, retained - 1)
     }
 
+    /// The checkpoint that the next one of a job may build on: its newest complete one, if that is of the attempt that runs,
+    /// and not known to be damaged. It is there until the next one is complete.
+    pub fn base_of_next(&self, job: &JobId) -> Option<SnapshotId> {
+        let record = self.jobs.get(job).filter(|job| job.graph.options.checkpoints_incremental)?;
+        let (_, newest) = self.snapshots.of_job(job)?.checkpoints.last()?;
+        let entry = self.snapshots.get(newest)?;
+        let damaged = entry.verified.as_ref().is_some_and(|verified| verified.damage.is_some());
+        (entry.attempt == record.attempt && !damaged).then(|| newest.clone())
+    }
+
     /// The entry of a reservation, by its nonce.
     pub(super) fn reservation(&self, snapshot: &SnapshotId, nonce: &Nonce) -> Result<&SnapshotEntry, Error> {
         let entry = self.snapshots.get(snapshot).ok_or_else(|| no_snapshot(snapshot))?;
