@@ -17,11 +17,11 @@ use weir_dataflow::window::WindowAggregate;
 use weir_state::key_hash::hash_keys;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::LocalDirectory;
-use weir_state::{Since, write_tables};
+use weir_state::{Runs, Since, write_increment, write_tables};
 use weir_types::graph::{AggregateFunction, AggregateSpec, Output, WindowAggregateSpec, WindowColumn, WindowSpec};
 use weir_types::ids::{Parallelism, SubtaskIndex};
 use weir_types::key_range::{KeyRange, subtask_of};
-use weir_types::snapshot::OperatorSnapshot;
+use weir_types::snapshot::{OperatorSnapshot, StateFile};
 use weir_types::{Code, Result};
 
 #[derive(Clone, Debug)]
@@ -178,6 +178,12 @@ struct Subtasks {
     batch_rows: usize,
     list: Vec<WindowAggregate>,
     watermark: i64,
+    /// Where checkpoints lie, how many there were, and what the newest complete one consists of; whether the last freeze was
+    /// for that one.
+    directory: tempfile::TempDir,
+    checkpoints: usize,
+    runs: Option<Vec<Runs>>,
+    completed: bool,
 }
 
 impl Subtasks {
@@ -187,7 +193,34 @@ impl Subtasks {
             WindowAggregate::new(&spec, input_schema(), output_schema(&spec.keys), range, batch_rows).unwrap()
         };
         let list = (0..p).map(operator).collect();
-        Self { spec, batch_rows, list, watermark: i64::MIN }
+        let (directory, watermark) = (tempfile::tempdir().unwrap(), i64::MIN);
+        Self { spec, batch_rows, list, watermark, directory, checkpoints: 0, runs: None, completed: false }
+    }
+
+    fn store(&self) -> LocalDirectory {
+        LocalDirectory::new(self.directory.path().join("chk"))
+    }
+
+    /// Takes an incremental checkpoint, which completes or not.
+    fn checkpoint(&mut self, completes: bool) {
+        let (store, base) = (self.store(), self.runs.clone());
+        let since = match (&base, self.completed) {
+            (None, _) => Since::Start,
+            (Some(_), true) => Since::LastFreeze,
+            (Some(_), false) => Since::SameAsLast,
+        };
+        self.checkpoints += 1;
+        let base = base.unwrap_or_else(|| vec![Runs::default(); self.list.len()]);
+        let written = self.list.iter_mut().zip(&base).enumerate().map(|(index, (operator, base))| {
+            let prefix = format!("../shared/{}+{index}", self.checkpoints);
+            let tables = operator.freeze(since).unwrap().tables;
+            write_increment(tables, base, &store, &prefix, &|| true).unwrap().runs
+        });
+        let written = written.collect();
+        self.completed = completes;
+        if completes {
+            self.runs = Some(written);
+        }
     }
 
     fn process(&mut self, rows: &[Row], out: &mut Emitted) {
@@ -219,13 +252,35 @@ impl Subtasks {
         }
     }
 
-    /// Takes a snapshot and goes on from it with `p` subtasks.
-    fn rescale(self, p: u32) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalDirectory::new(directory.path());
-        let mut next = Self::new(self.spec, p, self.batch_rows);
+    /// Takes a checkpoint and goes on from it with `p` subtasks.
+    fn rescale_incrementally(mut self, p: u32) -> Self {
+        self.checkpoint(true);
+        let mut next = Self::new(self.spec.clone(), p, self.batch_rows);
+        let parts: Vec<OperatorSnapshot> = self.runs.iter().flatten().map(|runs| self.part(runs.files())).collect();
+        next.restore(&self.store(), &parts);
+        next.watermark = self.watermark;
+        next
+    }
+
+    fn part(&self, files: Vec<StateFile>) -> OperatorSnapshot {
+        let (uid, watermark_ms) = ("w".to_owned(), self.watermark);
+        OperatorSnapshot { uid, watermark_ms, files, splits: Vec::new(), prepared: None }
+    }
+
+    fn restore(&mut self, store: &LocalDirectory, parts: &[OperatorSnapshot]) {
+        let p = Parallelism::new(self.list.len() as u32).unwrap();
+        for (index, operator) in self.list.iter_mut().enumerate() {
+            let range = KeyRange::of_subtask(SubtaskIndex(index as u32), p).unwrap();
+            operator.restore(RestoredOperator::load(store, parts, range).unwrap()).unwrap();
+        }
+    }
+
+    /// Takes a savepoint and goes on from it with `p` subtasks.
+    fn rescale(mut self, p: u32) -> Self {
+        let store = self.store();
+        let mut next = Self::new(self.spec.clone(), p, self.batch_rows);
         let mut parts = Vec::new();
-        for (index, mut operator) in self.list.into_iter().enumerate() {
+        for (index, mut operator) in std::mem::take(&mut self.list).into_iter().enumerate() {
             let frozen = operator.freeze(Since::Start).unwrap();
             // What the operator does after the barrier must not show in the snapshot.
             let late = Row {
@@ -243,13 +298,9 @@ impl Subtasks {
             let _ = operator.process(Batch::inserts(batch_of(&[late])), &mut Emitted::default());
             let _ = operator.advance(Watermark::MAX, &mut Emitted::default());
             let files = write_tables(frozen.tables, &store, &format!("s{index}")).unwrap();
-            let (uid, watermark_ms) = ("w".to_owned(), self.watermark);
-            parts.push(OperatorSnapshot { uid, watermark_ms, files, splits: Vec::new(), prepared: None });
+            parts.push(self.part(files));
         }
-        for (index, operator) in next.list.iter_mut().enumerate() {
-            let range = KeyRange::of_subtask(SubtaskIndex(index as u32), Parallelism::new(p).unwrap()).unwrap();
-            operator.restore(RestoredOperator::load(&store, &parts, range).unwrap()).unwrap();
-        }
+        next.restore(&store, &parts);
         next.watermark = self.watermark;
         next
     }
@@ -390,8 +441,10 @@ enum Event {
     Rows(Vec<Row>),
     /// Event time goes on by this much.
     Watermark(i64),
-    /// Snapshot, and restore with this parallelism.
-    Restore(u32),
+    /// An incremental checkpoint, which completes or not.
+    Checkpoint(bool),
+    /// A savepoint or an incremental checkpoint, and a restore with this parallelism.
+    Restore(u32, bool),
 }
 
 fn row() -> impl Strategy<Value = Row> {
@@ -421,7 +474,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
         4 => prop::collection::vec(row(), 1..30).prop_map(Event::Rows),
         3 => (0i64..60).prop_map(Event::Watermark),
-        1 => (1u32..4).prop_map(Event::Restore),
+        1 => (1u32..4, any::<bool>()).prop_map(|(p, incremental)| Event::Restore(p, incremental)),
+        2 => any::<bool>().prop_map(Event::Checkpoint),
     ];
     prop::collection::vec(event, 1..25).prop_map(|mut events| {
         let mut id = 0;
@@ -472,10 +526,12 @@ fn check(window: WindowSpec, keys: &[usize], events: &[Event], p: u32, batch_row
                 out.rows.sort_unstable();
                 assert_eq!(out.rows, expected);
             }
-            Event::Restore(p) => {
+            Event::Checkpoint(completes) => subtasks.checkpoint(*completes),
+            Event::Restore(p, incremental) => {
                 let before = subtasks.late_rows();
                 // Without keys there is one subtask.
-                subtasks = subtasks.rescale(if keys.is_empty() { 1 } else { *p });
+                let p = if keys.is_empty() { 1 } else { *p };
+                subtasks = if *incremental { subtasks.rescale_incrementally(p) } else { subtasks.rescale(p) };
                 counted -= before;
             }
         }

@@ -66,11 +66,6 @@ impl Graves {
         }
         (self.frozen.clone(), self.frozen_complete)
     }
-
-    /// Bytes held since the last freeze.
-    pub(crate) fn bytes(&self) -> usize {
-        self.fresh.bytes()
-    }
 }
 
 #[cfg(test)]

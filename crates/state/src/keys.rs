@@ -423,14 +423,13 @@ impl KeyTable {
         }
     }
 
-    /// Bytes held.
+    /// Bytes held, keys that were removed since the last snapshots aside.
     pub fn bytes(&self) -> usize {
         self.index.allocation_size()
             + self.hashes.bytes()
             + self.columns.iter().map(KeyColumn::bytes).sum::<usize>()
             + self.free.stack.len() * size_of::<u32>()
             + self.changes.bytes()
-            + self.graves.as_ref().map_or(0, |graves| graves.bytes())
     }
 }
 
