@@ -178,8 +178,7 @@ struct Subtasks {
     batch_rows: usize,
     list: Vec<WindowAggregate>,
     watermark: i64,
-    /// Where checkpoints lie, how many there were, and what the newest complete one consists of; whether the last freeze was
-    /// for that one.
+    /// Where checkpoints lie, how many there were, what the newest complete one consists of, whether it was the last freeze.
     directory: tempfile::TempDir,
     checkpoints: usize,
     runs: Option<Vec<Runs>>,
@@ -217,10 +216,8 @@ impl Subtasks {
             write_increment(tables, base, &store, &prefix, &|| true).unwrap().runs
         });
         let written = written.collect();
+        self.runs = if completes { Some(written) } else { self.runs.take() };
         self.completed = completes;
-        if completes {
-            self.runs = Some(written);
-        }
     }
 
     fn process(&mut self, rows: &[Row], out: &mut Emitted) {

@@ -100,7 +100,7 @@ async fn left_over(cluster: &Cluster, store: &StoreClient) -> Vec<String> {
 }
 
 /// Waits until nothing is left of jobs that have ended; cleaning up goes on after their end.
-async fn leaves_nothing(cluster: &Cluster) {
+pub(crate) async fn leaves_nothing(cluster: &Cluster) {
     let store = StoreClient::connect(&cluster.address("store")).expect("an address");
     let deadline = Instant::now() + DEADLINE;
     loop {

@@ -9,6 +9,7 @@ mod command_line;
 mod explain;
 mod failures;
 mod fallback;
+mod incremental;
 mod inspect;
 mod local_cluster;
 mod policies;

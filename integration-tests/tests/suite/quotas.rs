@@ -9,7 +9,7 @@ use weir_integration_tests::jobs::job_in_state;
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_client::ClientClient;
 
-use crate::support::{append, has_read, readings, submit, totals_script};
+use crate::support::{append, growing_script, has_read, of_sensors, readings, submit, totals_script};
 
 /// How often to look at what nobody pushes.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -52,7 +52,7 @@ fn used(cluster: &Cluster) -> (u64, u64) {
 }
 
 /// Waits until nothing is under way and usage is what lies on storage, byte for byte.
-async fn settles(cluster: &Cluster) -> u64 {
+pub(crate) async fn settles(cluster: &Cluster) -> u64 {
     let settled = async {
         loop {
             let (before, (bytes, in_flight), after) = (on_storage(cluster), used(cluster), on_storage(cluster));
@@ -329,12 +329,16 @@ async fn snapshots_broken_off_at_random_leave_usage_equal_to_storage() {
     println!("seed {seed}");
     let mut random = Random(seed);
     let mut cluster = cluster(2, 1);
-    let job = running_job(&cluster, "2").await;
+    append(&cluster, "test/in", &of_sensors(0..2_000));
+    let job = submit(&cluster, &growing_script(), &["-p", "2"]);
+    has_read(&cluster, &job, 2_000).await;
     let mut outcomes = std::collections::BTreeMap::<String, u64>::new();
     for round in 0..count {
         job_in_state(&cluster, &job, pb::JobState::Running).await;
         let mut jobmanager = client(&cluster).await;
         let kind = random.below(100);
+        // What changes between checkpoints.
+        append(&cluster, "test/in", &of_sensors(round * 5..round * 5 + 10));
         let request = pb::TriggerSnapshotRequest {
             request_id: format!("round-{round}"),
             job: job.clone(),

@@ -25,6 +25,18 @@ pub(crate) fn readings(from: u64, count: u64) -> Vec<Value> {
     (from..from + count).map(reading).collect()
 }
 
+/// A reading of each of these sensors, all of them on one day.
+pub(crate) fn of_sensors(sensors: impl Iterator<Item = u64>) -> Vec<Value> {
+    let reading =
+        |sensor| json!({"sensor": format!("s{sensor}"), "reading": sensor % 100, "at": "2026-01-01T00:00:00.000Z"});
+    sensors.map(reading).collect()
+}
+
+/// The same as [`totals_script`] for each day: state grows with the sensors, and a reading changes little of it.
+pub(crate) fn growing_script() -> String {
+    totals_script("1 h").replace("INTERVAL '1' SECOND)", "INTERVAL '1' DAY)")
+}
+
 /// One JSON text a line.
 pub(crate) fn lines(rows: &[Value]) -> String {
     rows.iter().fold(String::new(), |mut text, row| {
