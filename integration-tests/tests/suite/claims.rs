@@ -40,6 +40,20 @@ async fn gone(cluster: &Cluster, snapshot: &str) {
     tokio::time::timeout(DEADLINE, gone).await.expect("a snapshot that goes");
 }
 
+/// Waits until the catalogue knows no checkpoint any more.
+async fn no_checkpoint(cluster: &Cluster) {
+    let none = async {
+        loop {
+            let listed = cluster.weir_json(&["snapshots", "list"]);
+            if listed.as_array().expect("a list").iter().all(|snapshot| snapshot["kind"] != "checkpoint") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, none).await.expect("checkpoints that go");
+}
+
 /// The lines of a snapshot's description that say who needs it and whose it is.
 fn holders(cluster: &Cluster, snapshot: &str) -> Vec<String> {
     let ran = cluster.weir(&["snapshots", "show", snapshot]);
@@ -181,6 +195,8 @@ async fn a_jobmanager_killed_between_any_two_steps_of_a_claim_ends_it() {
     for step in ["job.accepted", "retire.mark", "delete.manifest", "delete.files", "delete.pins", "delete.entry"] {
         let id = text(&savepoint, "id").to_owned();
         let reached = cluster.path(step);
+        // Removing what the job before has left would reach the fail point too early.
+        no_checkpoint(&cluster).await;
         cluster.terminate("jobmanager");
         cluster.restart_with("jobmanager", &[("WEIR_FAIL_POINT", format!("{step}={reached}"))]);
         let file = cluster.write("job.sql", &totals_script("1 h"));

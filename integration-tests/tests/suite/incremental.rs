@@ -57,7 +57,7 @@ async fn the_bytes_of_a_checkpoint_follow_what_has_changed() {
 
     // Every command reads the merged view, which is that of the savepoint.
     let id = increment["id"].as_str().expect("an id");
-    let query = "SELECT COUNT(*) AS k, SUM(n) AS n, SUM(total) AS total FROM groups";
+    let query = "SELECT COUNT(*) AS k, SUM(count) AS n, SUM(sum_reading) AS total FROM groups";
     let ask =
         |snapshot: &Value| cluster.weir_json(&["snapshots", "query", snapshot["id"].as_str().expect("an id"), query]);
     let total: u64 = rows.iter().map(|row| row["reading"].as_u64().expect("a number")).sum();
