@@ -205,7 +205,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_checkpoints_amounts_to_the_state(steps in prop::collection::vec(step(), 1..120)) {
@@ -280,7 +280,7 @@ fn runs_are_merged_and_the_table_is_written_whole_within_the_bounds() {
     table.add(&(0..1_000).collect::<Vec<_>>(), 1);
     job.checkpoint(&mut table, true);
     let (mut written, mut most, mut whole) = (0, 0, 0);
-    let checkpoints = 400;
+    let checkpoints = 300;
     for number in 0..checkpoints {
         let changed: Vec<i64> = (0..10).map(|change| (number * 10 + change) * 7 % 1_000).collect();
         table.add(&changed, 1);

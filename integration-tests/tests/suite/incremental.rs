@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::Value;
-use weir_integration_tests::cluster::Cluster;
+use weir_integration_tests::cluster::{Cluster, DEADLINE};
 use weir_integration_tests::jobs::{job_in_state, job_until};
 use weir_integration_tests::oracle::{fold, tumble};
 use weir_proto::pb::client::v1::JobState;
@@ -132,5 +133,39 @@ async fn covering(cluster: &Cluster, job: &str, rows: u64) -> Value {
             }
         }
     };
-    tokio::time::timeout(weir_integration_tests::cluster::DEADLINE, taken).await.expect("a checkpoint covers the input")
+    tokio::time::timeout(DEADLINE, taken).await.expect("a checkpoint covers the input")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jobmanager_killed_while_shared_files_are_deleted_and_released_leaks_nothing() {
+    let mut cluster = Cluster::start_with(1, 1, &["snapshots.writers_timeout_ms=500"]);
+    append(&cluster, "test/in", &of_sensors(0..500));
+    let job = submit(&cluster, &growing_script(), &["-p", "1"]);
+    covering(&cluster, &job, 500).await;
+    let mut rows = 500;
+    for step in ["delete.entry", "delete.shared"] {
+        settles(&cluster).await;
+        let reached = cluster.path(step);
+        cluster.terminate("jobmanager");
+        cluster.restart_with("jobmanager", &[("WEIR_FAIL_POINT", format!("{step}={reached}"))]);
+        // All rows change, so that the files of the checkpoint before are nobody's as soon as this one is complete.
+        append(&cluster, "test/in", &of_sensors(0..500));
+        rows += 500;
+        has_read(&cluster, &job, 0).await;
+        // Whether one is answered depends on how far the JobManager gets.
+        let deadline = Instant::now() + DEADLINE;
+        while !Path::new(&reached).exists() {
+            cluster.weir(&["checkpoint", &job]);
+            assert!(Instant::now() < deadline, "{step} is not reached");
+        }
+        cluster.ended("jobmanager");
+        assert_eq!(std::fs::read_to_string(&reached).expect(step), step, "it was reached");
+        cluster.restart("jobmanager");
+        covering(&cluster, &job, rows).await;
+        settles(&cluster).await;
+    }
+    cluster.weir_json(&["cancel", &job]);
+    job_in_state(&cluster, &job, JobState::Cancelled).await;
+    leaves_nothing(&cluster).await;
+    assert_eq!(settles(&cluster).await, 0);
 }

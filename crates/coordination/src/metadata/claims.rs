@@ -204,7 +204,10 @@ impl State {
             need(QuotaDimension::Savepoints, limits.savepoints, usage.savepoints, one_if(SnapshotKind::Savepoint), 0);
             let (limit, used) = (limits.retained_checkpoints, usage.retained_checkpoints);
             need(QuotaDimension::RetainedCheckpoints, limit, used, one_if(SnapshotKind::Checkpoint), 1);
-            let (limit, moved) = (limits.bytes, moved.map_or(0, |entry| entry.charged_bytes));
+            // What a checkpoint shares with others goes with it.
+            let bytes_of =
+                |entry: &SnapshotEntry| entry.charged_bytes.saturating_add(self.shared.bytes_of(&entry.job, &entry.id));
+            let (limit, moved) = (limits.bytes, moved.map_or(0, bytes_of));
             need(QuotaDimension::Bytes, limit.map(|limit| limit.saturating_sub(reserve)), usage.bytes, moved, bytes);
             need(QuotaDimension::Age, limits.age_ms, 0, age, 0);
         }

@@ -118,6 +118,12 @@ impl SharedFiles {
         }
     }
 
+    /// Bytes of the files that this checkpoint refers to, whoever else does.
+    pub(super) fn bytes_of(&self, job: &JobId, snapshot: &SnapshotId) -> u64 {
+        let files = self.of_job(job).filter(|(_, file)| file.referrers.contains(snapshot));
+        files.fold(0, |sum, (_, file)| sum.saturating_add(file.bytes))
+    }
+
     /// Bytes of the files that only this checkpoint refers to.
     pub fn exclusive_bytes(&self, job: &JobId, snapshot: &SnapshotId) -> u64 {
         let only = |record: &SharedRecord| record.referrers.len() == 1 && record.referrers.contains(snapshot);

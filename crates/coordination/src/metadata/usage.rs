@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use weir_types::ids::JobId;
 use weir_types::quota::{QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
+use weir_types::snapshot::SnapshotKind;
 use weir_types::time::Millis;
 
 use super::{SnapshotEntry, State};
@@ -116,10 +118,20 @@ impl State {
     }
 
     fn shared_bytes_at(&self, level: &QuotaLevel) -> u128 {
-        let shared = self.shared.jobs().filter(|(job, _)| {
-            self.jobs.get(*job).is_some_and(|job| level.covers(&job.namespace, &job.owner, &job.name))
-        });
-        shared.map(|(_, bytes)| bytes).sum()
+        let charged = |(job, bytes): (&JobId, u128)| {
+            let Some(record) = self.jobs.get(job) else { return 0 };
+            let own = |bytes| if level.covers(&record.namespace, &record.owner, &record.name) { bytes } else { 0 };
+            // Checkpoints are claimed only of jobs that have ended.
+            let entries = if record.state.is_terminal() { self.snapshots_of(job) } else { Vec::new() };
+            match entries.into_iter().find(|entry| entry.claim.is_some() && entry.kind == SnapshotKind::Checkpoint) {
+                None => own(bytes),
+                Some(entry) => {
+                    let claimed = u128::from(self.shared.bytes_of(job, &entry.id));
+                    own(bytes.saturating_sub(claimed)) + if entry.falls_under(level) { claimed } else { 0 }
+                }
+            }
+        };
+        self.shared.jobs().map(charged).sum()
     }
 }
 

@@ -156,3 +156,83 @@ fn a_writer_waits_for_a_grant_and_an_abort_deletes_what_it_has_written() {
     assert!(matches!(stopped.as_slice(), [weir_types::control::FromTaskManager::WritersStopped(_)]), "{stopped:?}");
     assert!(!path.exists());
 }
+
+/// Takes a checkpoint that builds on another; what was reported.
+async fn checkpoint(
+    snapshots: &mut Snapshots,
+    reports: &mut mpsc::Receiver<SubtaskEvent>,
+    root: &Path,
+    number: u64,
+    base: Option<u64>,
+) -> (Since, SubtaskEvent) {
+    let id = |number: u64| SnapshotId::new(format!("chk-{number}")).unwrap();
+    let directory = root.join(format!("chk-{number}")).to_str().unwrap().to_owned();
+    let kind = SnapshotKind::Checkpoint;
+    let barrier = Barrier { snapshot: id(number), base: base.map(id), directory, kind, ..barrier(number) };
+    let since = snapshots.since(&barrier);
+    let table = FrozenTable::of_keys("t", &Arc::new(vec![keys(since)]));
+    snapshots.start(&AlignedBarrier::at_source(barrier), vec![frozen(vec![table])], Duration::ZERO);
+    snapshots.ended().await;
+    (since, reports.recv().await.unwrap())
+}
+
+/// Keys of a hundred rows, one of which has changed.
+fn keys(since: Since) -> weir_state::keys::FrozenKeys {
+    use weir_state::values::{Form, Values};
+    let numbers: arrow::array::ArrayRef = Arc::new(arrow::array::Int64Array::from_iter_values(0..100));
+    let values = [Values::for_key(&numbers).unwrap()];
+    let (mut hashes, mut slots) = (Vec::new(), Vec::new());
+    weir_state::key_hash::hash_values(&values, 100, &mut hashes);
+    let mut table = weir_state::keys::KeyTable::new(&[Form::Word], 0);
+    table.lookup_or_insert(&hashes, &values, &(0..100).collect::<Vec<_>>(), &mut slots).unwrap();
+    table.mark(&slots[..1]);
+    table.freeze(since)
+}
+
+fn shared(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root.join("shared")).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn an_incremental_checkpoint_names_the_files_of_its_base_and_an_aborted_one_deletes_only_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let (events, mut reports) = mpsc::channel(1);
+    let mut snapshots = Snapshots::new(subtask(), Handle::current(), SnapshotGrants::unlimited(), events, true);
+    let rows = |event: SubtaskEvent| match event {
+        SubtaskEvent::SnapshotAcked(ack) => {
+            let files = &ack.operators[0].files;
+            files.iter().map(|file| (file.shared_name().unwrap().to_owned(), file.rows)).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    let name = |number: u64| format!("chk-{number}+state-1-0-a1-o0-t.state.arrow");
+
+    let (since, first) = checkpoint(&mut snapshots, &mut reports, root, 1, None).await;
+    assert_eq!((since, rows(first)), (Since::Start, vec![(name(1), 100)]));
+    let (since, second) = checkpoint(&mut snapshots, &mut reports, root, 2, Some(1)).await;
+    assert_eq!((since, rows(second)), (Since::LastFreeze, vec![(name(1), 100), (name(2), 1)]));
+    // It failed elsewhere, and is swept.
+    std::fs::remove_file(root.join("shared").join(name(2))).unwrap();
+    let (since, third) = checkpoint(&mut snapshots, &mut reports, root, 3, Some(1)).await;
+    assert_eq!((since, rows(third)), (Since::SameAsLast, vec![(name(1), 100), (name(3), 1)]));
+
+    // One whose subtask is cancelled before anybody has heard of it.
+    let grants = SnapshotGrants::unlimited();
+    let writer = grants.begin(&subtask(), &barrier(4)).unwrap();
+    let path = root.join("chk-4").to_str().unwrap().to_owned();
+    let draft = Draft::new(Handle::current(), barrier(4).snapshot, path, writer);
+    let tables = vec![FrozenTable::of_keys("t", &Arc::new(vec![keys(Since::Start)]))];
+    let prefix = shared_path(&SnapshotId::new("chk-4").unwrap(), "x");
+    let write = draft.write(move |store, wanted| write_increment(tables, &Runs::default(), store, &prefix, wanted));
+    assert_eq!(write.await.unwrap().written.len(), 1);
+    assert_eq!(shared(root).len(), 3);
+    drop(draft);
+    while shared(root).len() > 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(shared(root), [name(1), name(3)]);
+}
