@@ -5,14 +5,16 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use weir_stream_store::client::{LiveTransaction, Producer, ProducerOptions, Reader, ReaderOptions, StoreClient};
-use weir_types::Code;
 use weir_types::ids::{Epoch, PartitionId, ProducerId, TransactionId};
 use weir_types::store::{Isolation, StreamOptions, TransactionSpec, TransactionState};
 use weir_types::stream::{Offset, StreamCut, StreamName};
+use weir_types::{Code, Result};
 
 use support::Server;
 
@@ -177,5 +179,94 @@ async fn a_restart_of_the_store_interrupts_neither_writers_nor_readers_of_transa
         values.extend(block.records().unwrap().map(|record| String::from_utf8(record.value.to_vec()).unwrap()));
     }
     assert_eq!(values, ["a", "b"]);
+    server.stop().await;
+}
+
+/// Repeats a step until the store is back and has answered it.
+async fn insist<T, F: Future<Output = Result<T>>>(mut step: impl FnMut() -> F) -> T {
+    loop {
+        match step().await {
+            Err(error) if error.code.is_retryable() => tokio::time::sleep(Duration::from_millis(5)).await,
+            answered => return answered.unwrap(),
+        }
+    }
+}
+
+const TRANSACTIONS: u32 = 30;
+const RECORDS: u32 = 4;
+
+/// Writes transactions over both partitions and commits those that `commits` says; the others are aborted.
+async fn write_transactions(client: StoreClient, writer: u32, commits: impl Fn(u32) -> bool) {
+    let stream = name();
+    let producer = ProducerId::new(format!("writer.{writer}")).unwrap();
+    let options = ProducerOptions { id: Some(producer.clone()), epoch: Epoch(1), ..ProducerOptions::default() };
+    let mut writing = insist(|| Producer::open(&client, &stream, options.clone())).await;
+    for number in 0..TRANSACTIONS {
+        let ids = [id(&format!("t-{writer}-{number}"))];
+        let spec =
+            TransactionSpec { id: ids[0].clone(), producer: producer.clone(), epoch: Epoch(1), lease_ms: 60_000 };
+        let live = insist(|| LiveTransaction::begin(&client, &stream, &spec)).await;
+        writing.enter_transaction(Some(live.number())).await.unwrap();
+        for record in 0..RECORDS {
+            let value = format!("{writer}-{number}-{record}");
+            writing.send_to(PartitionId(record % 2), None, value.as_bytes(), None).await.unwrap();
+        }
+        let ends = writing.flush().await.unwrap();
+        insist(|| client.prepare_transaction(&stream, live.id(), &ends)).await;
+        if commits(number) {
+            insist(|| client.commit_transactions(&stream, &ids)).await;
+        } else {
+            insist(|| client.abort_transactions(&stream, &ids, "for a test")).await;
+        }
+        insist(|| client.acknowledge_transactions(&stream, &ids)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_side_by_side_and_restarts_of_the_store_show_readers_each_committed_record_once() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(2), false).await.unwrap();
+    let commits = |writer: u32| move |number: u32| !(number + writer).is_multiple_of(3);
+    let writers: Vec<_> =
+        (0..3).map(|writer| tokio::spawn(write_transactions(server.client(), writer, commits(writer)))).collect();
+    let mut expected = BTreeSet::new();
+    for writer in 0..3 {
+        for number in (0..TRANSACTIONS).filter(|number| commits(writer)(*number)) {
+            expected.extend((0..RECORDS).map(|record| format!("{writer}-{number}-{record}")));
+        }
+    }
+    let mut reader = Reader::open(&client, &name(), cut(&[(0, 0), (1, 0)]), ReaderOptions::default());
+    let mut seen = BTreeSet::new();
+    // Of every writer and partition: records come in the order in which they were sent.
+    let mut latest: BTreeMap<(u32, PartitionId), (u32, u32)> = BTreeMap::new();
+    let restarts_at = [expected.len() / 4, expected.len() / 2];
+    let mut restarts = restarts_at.iter().peekable();
+    while seen.len() < expected.len() {
+        let block = reader.next().await.unwrap().unwrap();
+        for record in block.records().unwrap() {
+            let value = String::from_utf8(record.value.to_vec()).unwrap();
+            let numbers: Vec<u32> = value.split('-').map(|number| number.parse().unwrap()).collect();
+            let place = (numbers[1], numbers[2]);
+            let before = latest.insert((numbers[0], block.partition), place);
+            assert!(before.is_none_or(|before| before < place), "{value} after {before:?}");
+            assert!(expected.contains(&value) && seen.insert(value.clone()), "{value}");
+        }
+        if restarts.next_if(|at| seen.len() >= **at).is_some() {
+            let address = server.stop().await;
+            server = Server::start_on(dir.path(), address).await;
+        }
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert_eq!(client.transactions(&name()).await.unwrap(), []);
+    // Whoever reads it again later sees the same.
+    let info = client.describe_stream(&name()).await.unwrap();
+    assert_eq!(info.readable_ends(Isolation::Committed), info.ends());
+    let again = collect(&client, info.heads(), info.ends(), Isolation::Committed).await;
+    assert_eq!(again.len(), expected.len());
+    assert_eq!(again.into_iter().map(|(_, value)| value).collect::<BTreeSet<_>>(), expected);
     server.stop().await;
 }

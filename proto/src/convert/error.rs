@@ -68,10 +68,10 @@ pub fn from_status(status: &Status) -> Error {
         GrpcCode::FailedPrecondition => Code::FailedPrecondition,
         GrpcCode::ResourceExhausted => Code::ResourceExhausted,
         GrpcCode::DeadlineExceeded => Code::Timeout,
-        GrpcCode::Cancelled => Code::Cancelled,
         GrpcCode::Unimplemented => Code::Unsupported,
-        // A broken connection surfaces as Unknown ("transport error") or Unavailable; both are worth a retry.
-        GrpcCode::Unavailable | GrpcCode::Unknown => Code::Unavailable,
+        // A broken connection surfaces as Unknown ("transport error"), Unavailable, or, where a call was on its way to it,
+        // as Cancelled ("operation was canceled"); all are worth a retry.
+        GrpcCode::Unavailable | GrpcCode::Unknown | GrpcCode::Cancelled => Code::Unavailable,
         _ => Code::Internal,
     };
     Error::new(code, status.message().to_owned())
@@ -83,6 +83,15 @@ mod tests {
     use weir_types::stream::Offset;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_ends_under_a_call_is_worth_a_retry() {
+        for code in [GrpcCode::Unavailable, GrpcCode::Unknown, GrpcCode::Cancelled] {
+            assert!(from_status(&Status::new(code, "operation was canceled")).code.is_retryable());
+        }
+        // What a Weir process has cancelled is not.
+        assert_eq!(from_status(&to_status(&Error::new(Code::Cancelled, "m"))).code, Code::Cancelled);
+    }
 
     #[test]
     fn an_error_survives_the_wire_whole() {
