@@ -64,6 +64,17 @@ async fn the_bytes_of_a_checkpoint_follow_what_has_changed() {
     let total: u64 = rows.iter().map(|row| row["reading"].as_u64().expect("a number")).sum();
     assert_eq!(ask(&increment), serde_json::json!([{"k": 20_000, "n": 20_200, "total": total}]));
     assert_eq!(ask(&savepoint), ask(&increment));
+    let directory = increment["directory"].as_str().expect("a directory");
+    let inspected = cluster.weir_json(&["snapshots", "inspect", directory]);
+    let tables = inspected["operators"].as_array().expect("operators").iter().flat_map(|it| it["tables"].as_array());
+    let rows_inside: u64 = tables.flatten().map(|table| table["rows"].as_u64().expect("rows")).sum();
+    assert_eq!(rows_inside, 20_000);
+    let diff = cluster.weir_json(&["snapshots", "diff", id, savepoint["id"].as_str().expect("an id")]);
+    let counts = ["added", "removed", "changed", "unchanged"].map(|name| diff["tables"][0][name].as_u64());
+    assert_eq!(counts, [0, 0, 0, 20_000].map(Some), "{diff:#}");
+    let to = cluster.path("");
+    let exported = cluster.weir_json(&["snapshots", "export", directory, "--format", "parquet", "-o", &to]);
+    assert_eq!(exported[0]["rows"], 20_000);
     assert_eq!(cluster.weir(&["snapshots", "verify", id]).code, 0);
 
     drain(&cluster, &job).await;

@@ -120,7 +120,7 @@ impl State {
     }
 
     /// What a job's next snapshot will probably write: as much as the last one of its kind. A savepoint holds all of the
-    /// state, whoever wrote it.
+    /// state, whoever wrote it, and so does a checkpoint that has none to build on.
     pub fn estimate(&self, job: &JobId, kind: SnapshotKind) -> u64 {
         let last = |of: &super::catalogue::ByBarrier| of.last().and_then(|(_, id)| self.snapshots.get(id));
         let sums = self.snapshots.of_job(job);
@@ -129,7 +129,11 @@ impl State {
             Some(self.snapshots.get(restore.snapshot.as_ref()?)?.bytes)
         };
         let own = match kind {
-            SnapshotKind::Checkpoint => sums.and_then(|sums| last(&sums.checkpoints)).map(|entry| entry.written_bytes),
+            SnapshotKind::Checkpoint => {
+                let is_base = |entry: &SnapshotEntry| self.base_of_next(job).as_ref() == Some(&entry.id);
+                let last = sums.and_then(|sums| last(&sums.checkpoints));
+                last.map(|entry| if is_base(entry) { entry.written_bytes } else { entry.bytes })
+            }
             SnapshotKind::Savepoint => sums.and_then(|sums| last(&sums.completed)).map(|entry| entry.bytes),
         };
         own.or_else(restored).unwrap_or_default()
