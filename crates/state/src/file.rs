@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array, UInt64Array};
 use arrow::buffer::Buffer;
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow_ipc::convert::try_schema_from_ipc_buffer;
 use arrow_ipc::reader::FileDecoder;
@@ -21,8 +22,9 @@ use weir_types::snapshot::{SHARED_PREFIX, Segments, StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
 use crate::admit;
-use crate::frozen::{FrozenTable, Gather, HashedRow, RowRef};
+use crate::frozen::{FrozenTable, Gather, HashedRow};
 use crate::merge::segment_column;
+use crate::parts::{Part, Parts};
 use crate::store::{NewFile, SnapshotStore, StoredFile};
 use crate::values::{Data, Values, arrow_error};
 
@@ -106,29 +108,35 @@ pub(crate) fn check_wanted(wanted: &dyn Fn() -> bool) -> Result<()> {
 }
 
 /// Sorts rows of a table by their hashes and writes them to a file.
+///
+/// `rows` come in the order in which they lie in memory, and hashes have nothing to do with that. So that memory is not read
+/// here and there for every value, rows are first parted by ranges of hashes; each column of a part is gathered in the order
+/// of memory, and brought into the order of hashes while it lies in the cache.
 pub(crate) fn write_rows(
     store: &dyn SnapshotStore,
     path: String,
     table: &str,
     columns: &[(Field, Gather)],
-    mut rows: Vec<HashedRow>,
+    rows: Vec<HashedRow>,
     wanted: &dyn Fn() -> bool,
 ) -> Result<StateFile> {
-    rows.sort_unstable();
     let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
     let fields = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
     let mut writer = TableWriter::create(store, path, table, fields)?;
-    let mut refs: Vec<RowRef> = Vec::with_capacity(BLOCK_ROWS.min(rows.len()));
-    for chunk in rows.chunks(BLOCK_ROWS) {
+    let failed = |error| arrow_error(&format!("rows of state table {table:?} cannot be sorted"), &error);
+    for Part { rows, order } in Parts::of(rows)?.iter() {
         check_wanted(wanted)?;
-        refs.clear();
-        refs.extend(chunk.iter().map(|row| row.row));
-        let hashes: UInt64Array = chunk.iter().map(|row| row.hash).collect::<Vec<_>>().into();
-        let mut arrays: Vec<ArrayRef> = vec![Arc::new(hashes)];
-        for (_, gather) in columns {
-            arrays.push(gather(&refs)?);
+        let gathered = columns.iter().map(|(_, gather)| gather(&rows)).collect::<Result<Vec<ArrayRef>>>()?;
+        // Blocks of equal size, none of which is larger than allowed.
+        let block_rows = order.len().div_ceil(order.len().div_ceil(BLOCK_ROWS).max(1)).max(1);
+        for block in order.chunks(block_rows) {
+            check_wanted(wanted)?;
+            let hashes: UInt64Array = block.iter().map(|&(hash, _)| hash).collect::<Vec<_>>().into();
+            let places: UInt32Array = block.iter().map(|&(_, place)| place).collect::<Vec<_>>().into();
+            let sorted = gathered.iter().map(|column| take(column, &places, None).map_err(failed));
+            let arrays = std::iter::once(Ok(Arc::new(hashes) as ArrayRef)).chain(sorted);
+            writer.write(arrays.collect::<Result<_>>()?)?;
         }
-        writer.write(arrays)?;
     }
     writer.finish()
 }

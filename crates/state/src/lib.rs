@@ -16,6 +16,7 @@ pub mod keys;
 pub mod manifest;
 pub mod merge;
 pub mod pages;
+mod parts;
 pub mod reader;
 pub mod restore;
 pub mod runs;
