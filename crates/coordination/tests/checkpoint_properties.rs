@@ -243,6 +243,7 @@ impl Shell {
             | Action::PersistAbort(..)
             | Action::Sweep(_)
             | Action::RestartJob(_)
+            | Action::ResumeJob(_)
             | Action::AbandonStop => {}
         }
         if matches!(

@@ -132,7 +132,8 @@ fn event(name: &str, words: &[&str]) -> Event {
         "drained" => Event::Drained,
         "request" => Event::Requested(request(words)),
         "queued" => Event::Queued(snapshot()),
-        "cancelled" => Event::Cancelled(snapshot(), error("CANCELLED")),
+        "cancelled" => Event::Cancelled(snapshot()),
+        "no-room" => Event::OutOfRoom(snapshot(), error("QUOTA_EXCEEDED")),
         "reserved" => Event::Reserved(snapshot(), result(words.get(1))),
         "groups" => Event::GroupsStarted(snapshot(), result(words.get(1))),
         "ack" => Event::Acked(ack(words)),
@@ -182,6 +183,7 @@ fn show(action: &Action) -> String {
         Action::Answer(request, Ok(id)) => format!("answer {request} {id}"),
         Action::Answer(request, Err(error)) => format!("answer {request} {error}"),
         Action::RestartJob(error) => format!("restart job {}", error.code),
+        Action::ResumeJob(error) => format!("resume job {}", error.code),
         Action::AbandonStop => "abandon stop".to_owned(),
     }
 }

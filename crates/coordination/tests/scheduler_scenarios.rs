@@ -95,6 +95,7 @@ fn events(name: &str, words: &[&str]) -> Vec<Event> {
         "submit" => vec![Event::Submitted(plan(words))],
         "deployed" => vec![Event::Deployed(id(words[0]), Attempt(words[1].parse().unwrap()))],
         "broken" => vec![Event::Broken(id(words[0]), Attempt(words[1].parse().unwrap()), error(words[2]))],
+        "resumed" => vec![Event::Resumed(id(words[0]), Attempt(words[1].parse().unwrap()), error(words[2]))],
         "cancel" => vec![Event::Cancel(id(words[0]))],
         "stop" => vec![Event::Stop(id(words[0]))],
         "stop-abandoned" => vec![Event::StopAbandoned(id(words[0]))],

@@ -167,7 +167,7 @@ impl Leader {
             Err(error) => {
                 let job = account.job.clone();
                 tracing::warn!(%job, %snapshot, code = %error.code, %error, "grant refused");
-                self.coordinate(&job, Step::Cancelled(snapshot.clone(), error));
+                self.coordinate(&job, Step::OutOfRoom(snapshot.clone(), error));
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use weir_coordination::checkpoint::Contents;
@@ -31,6 +32,8 @@ use crate::storage;
 const LEFT: &str = "its JobManager ended";
 /// After which time storage that did not answer is asked again.
 const SETTLE_RETRY_MS: u64 = 1_000;
+/// How long storage may keep a new leader waiting for one snapshot before it leads all the same.
+const SETTLE_WAIT: Duration = Duration::from_secs(10);
 
 impl Leader {
     /// Becomes the leader of `term`.
@@ -119,7 +122,8 @@ impl Leader {
         }
         for entry in self.entries(SnapshotState::InProgress) {
             let snapshot = entry.id.clone();
-            let found = storage::mark_aborted(&entry, LEFT.to_owned()).await;
+            let marked = tokio::time::timeout(SETTLE_WAIT, storage::mark_aborted(&entry, LEFT.to_owned())).await;
+            let found = marked.unwrap_or_else(|_| Err(Error::unavailable("the storage does not answer")));
             match settlement(&entry, found) {
                 Ok(command) => {
                     let reply = propose(&self.node, &command).await??;

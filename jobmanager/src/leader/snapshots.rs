@@ -71,6 +71,11 @@ impl Leader {
                     self.schedule(scheduler::Event::Broken(job.clone(), attempt, error));
                 }
             }
+            Action::ResumeJob(error) => {
+                if let Some(attempt) = self.scheduler.attempt(job) {
+                    self.schedule(scheduler::Event::Resumed(job.clone(), attempt, error));
+                }
+            }
             Action::AbandonStop => self.schedule(scheduler::Event::StopAbandoned(job.clone())),
         }
     }
@@ -164,6 +169,9 @@ impl Leader {
             Ok(draft) => draft,
             Err(error) => return self.coordinate(job, Step::Published(snapshot, Err(error))),
         };
+        if !self.is_publishing(job, &snapshot) {
+            return;
+        }
         match self.settle_manifest(&snapshot, draft.written, draft.bytes) {
             None => self.publish_draft(*draft, Ok(Applied::default())),
             Some((nonce, bytes)) => {
@@ -172,10 +180,18 @@ impl Leader {
         }
     }
 
+    /// Whether a draft is still wanted. Once its snapshot's time is up, its place is marked and perhaps swept.
+    fn is_publishing(&self, job: &JobId, snapshot: &SnapshotId) -> bool {
+        self.jobs.get(job).is_some_and(|live| live.coordinator.is_publishing(snapshot))
+    }
+
     pub(super) fn publish_draft(&mut self, draft: Draft, granted: Reply) {
         let Draft { job, snapshot, directory, manifest, .. } = draft;
         if let Err(error) = granted {
             return self.coordinate(&job, Step::Published(snapshot, Err(error)));
+        }
+        if !self.is_publishing(&job, &snapshot) {
+            return;
         }
         self.work(async move {
             let published = storage::publish(directory, manifest).await;
@@ -218,7 +234,8 @@ impl Leader {
                     self.coordinate(job, Step::Reserved(snapshot, Ok(())));
                 } else {
                     let waiting = (job.clone(), retired.iter().cloned().collect());
-                    self.evictions.insert(snapshot, waiting);
+                    self.evictions.insert(snapshot.clone(), waiting);
+                    self.coordinate(job, Step::Queued(snapshot));
                 }
                 retired.into_iter().for_each(|evicted| self.remove_snapshot(evicted));
             }
@@ -351,8 +368,7 @@ impl Leader {
             return Err(over("is ending already").with_hint("Wait for its end: `weir snapshots list` shows it."));
         }
         tracing::info!(job = %entry.job, snapshot = %entry.id, step = "cancelled", "cancelled by a user");
-        let error = Error::new(Code::Cancelled, format!("snapshot {} was cancelled", entry.id));
-        self.coordinate(&entry.job, Step::Cancelled(entry.id.clone(), error));
+        self.coordinate(&entry.job, Step::Cancelled(entry.id.clone()));
         self.snapshot_view(&entry.id)
     }
 

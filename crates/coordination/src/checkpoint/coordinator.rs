@@ -5,55 +5,20 @@
 //! notified of a completion before it is committed; a reservation ends once, as complete or as aborted, and if barriers
 //! were sent, aborting first makes sure that no manifest can appear any more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use weir_types::ids::{BarrierId, JobId, RequestId, SnapshotId};
 use weir_types::snapshot::{Barrier, SnapshotKind};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
-use super::contents::Acks;
-use super::{
-    Action, Config, Contents, Event, Marked, Request, Reservation, RunningAttempt, SubtaskKey, Trigger, snapshot_id,
-};
+use super::flight::{InFlight, Phase};
+use super::{Action, Config, Event, Marked, Request, Reservation, RunningAttempt, SubtaskKey, Trigger, snapshot_id};
 
 /// Requests that may wait for their turn.
 const QUEUE_MAX: usize = 64;
-/// Subtasks that an error names at most.
-const NAMED_MAX: usize = 8;
 /// After which time an abort marker that could not be written is tried again.
 const MARK_RETRY_MS: u64 = 1_000;
-
-/// How far the snapshot in flight is.
-#[derive(Debug)]
-enum Phase {
-    /// The reservation is being committed.
-    Reserving,
-    /// The reservation waits for its turn.
-    Queued,
-    /// The reader groups are being asked.
-    StartingGroups,
-    /// Barriers are under way.
-    Aligning,
-    /// The manifest is being written.
-    Publishing(Box<Contents>),
-    /// The completion is being committed.
-    Completing,
-    /// The abort marker is being written; after an attempt to publish it may turn out that the manifest is there.
-    Marking { error: Error, contents: Option<Box<Contents>>, retry_at: Option<Millis> },
-    /// The abort is being committed.
-    Aborting(Error),
-}
-
-#[derive(Debug)]
-struct InFlight {
-    reservation: Reservation,
-    phase: Phase,
-    acks: Acks,
-    /// Why it must be aborted as soon as the answer awaited is there.
-    doomed: Option<Error>,
-    barriers_sent: bool,
-}
 
 /// Decides about the snapshots of one job.
 #[derive(Debug)]
@@ -65,6 +30,8 @@ pub struct Coordinator {
     drained: bool,
     queue: VecDeque<Request>,
     in_flight: Option<InFlight>,
+    /// Snapshots that were given up while the reader groups were asked, and that these have not answered yet.
+    asking: BTreeSet<SnapshotId>,
     periodic_at: Option<Millis>,
     pause_until: Millis,
     failures_in_a_row: u32,
@@ -82,6 +49,7 @@ impl Coordinator {
             drained: false,
             queue: VecDeque::new(),
             in_flight: None,
+            asking: BTreeSet::new(),
             periodic_at: None,
             pause_until: Millis(0),
             failures_in_a_row: 0,
@@ -102,10 +70,16 @@ impl Coordinator {
             Event::Requested(request) => self.requested(request, &mut out),
             Event::Queued(snapshot) => self.queued(&snapshot, &mut out),
             Event::Reserved(snapshot, result) => self.reserved(now, &snapshot, result, &mut out),
-            Event::Cancelled(snapshot, error) => {
-                if let Some(flight) = self.in_flight_as(&snapshot) {
-                    flight.give_up(error, &mut out);
+            Event::Cancelled(snapshot) => {
+                let error = Error::new(Code::Cancelled, format!("snapshot {snapshot} was cancelled"));
+                if self.give_up(Some(&snapshot), error, &mut out)
+                    && let Some(flight) = self.in_flight_as(&snapshot)
+                {
+                    flight.cancelled = true;
                 }
+            }
+            Event::OutOfRoom(snapshot, error) => {
+                self.give_up(Some(&snapshot), error, &mut out);
             }
             Event::GroupsStarted(snapshot, result) => self.groups_started(&snapshot, result, &mut out),
             Event::Acked(ack) => {
@@ -144,11 +118,7 @@ impl Coordinator {
         let Some(flight) = &self.in_flight else {
             return self.periodic_due();
         };
-        match &flight.phase {
-            Phase::Queued | Phase::Aligning => Some(Millis(flight.reservation.deadline_ms)),
-            Phase::Marking { retry_at, .. } => *retry_at,
-            _ => None,
-        }
+        flight.next_deadline()
     }
 
     /// The snapshot in flight: its reservation, and how many subtasks have acknowledged.
@@ -179,17 +149,30 @@ impl Coordinator {
         self.running = None;
         self.periodic_at = None;
         self.refuse_queue(&not_running(&self.job, Some(error)), out);
-        if let Some(flight) = &mut self.in_flight {
-            flight.give_up(error.clone(), out);
+        self.give_up(None, error.clone(), out);
+    }
+
+    /// Gives up the snapshot in flight, if it is this one and not all of it is durable already; whether that was so.
+    fn give_up(&mut self, only: Option<&SnapshotId>, error: Error, out: &mut Vec<Action>) -> bool {
+        let Some(flight) = &mut self.in_flight else { return false };
+        let possible = only.is_none_or(|only| flight.reservation.snapshot == *only) && flight.can_be_given_up();
+        if possible {
+            self.asking.extend(flight.asks_groups());
+            flight.give_up(error, out);
         }
+        possible
     }
 
     /// Whether the snapshot can still be given up.
     pub fn can_cancel(&self, snapshot: &SnapshotId) -> bool {
         let flight = self.in_flight.as_ref().filter(|flight| flight.reservation.snapshot == *snapshot);
-        flight.is_some_and(|flight| {
-            matches!(flight.phase, Phase::Reserving | Phase::Queued | Phase::StartingGroups | Phase::Aligning)
-        })
+        flight.is_some_and(InFlight::can_be_given_up)
+    }
+
+    /// Whether the snapshot's manifest may be written: not once its time was up.
+    pub fn is_publishing(&self, snapshot: &SnapshotId) -> bool {
+        let flight = self.in_flight.as_ref().filter(|flight| flight.reservation.snapshot == *snapshot);
+        flight.is_some_and(|flight| matches!(flight.phase, Phase::Publishing(_)))
     }
 
     /// The requests that wait for the snapshot in flight to end, in their order.
@@ -248,11 +231,15 @@ impl Coordinator {
     }
 
     fn groups_started(&mut self, snapshot: &SnapshotId, result: Result<(), Error>, out: &mut Vec<Action>) {
+        if self.asking.remove(snapshot) {
+            // It was given up meanwhile, and this may have started after the groups were told.
+            return out.push(Action::ReleaseGroups(snapshot.clone()));
+        }
         let Some(flight) = self.in_flight_as(snapshot).filter(|flight| matches!(flight.phase, Phase::StartingGroups))
         else {
             return;
         };
-        if let Some(error) = result.err().or(flight.doomed.take()) {
+        if let Err(error) = result {
             return flight.abort(error, out);
         }
         flight.phase = Phase::Aligning;
@@ -344,7 +331,8 @@ impl Coordinator {
     /// The snapshot in flight has ended; what follows from that for the job.
     fn end(&mut self, now: Millis, result: Result<SnapshotId, Error>, out: &mut Vec<Action>) {
         let Some(flight) = self.in_flight.take() else { return };
-        let Reservation { kind, trigger, request, .. } = flight.reservation;
+        let InFlight { cancelled, barriers_sent, reservation, .. } = flight;
+        let Reservation { kind, trigger, request, .. } = reservation;
         let stops = matches!(trigger, Trigger::Stop(_));
         self.pause_until = now.plus(self.config.min_pause_ms);
         let answer = |id: RequestId, out: &mut Vec<Action>, result| out.push(Action::Answer(id, result));
@@ -368,9 +356,12 @@ impl Coordinator {
                 }
                 if stops {
                     // Sources that saw the barrier have ended: only a new attempt reads on.
-                    let restart = Action::RestartJob(error);
-                    out.push(if flight.barriers_sent { restart } else { Action::AbandonStop });
-                } else if kind == SnapshotKind::Checkpoint {
+                    out.push(match (barriers_sent, cancelled) {
+                        (false, _) => Action::AbandonStop,
+                        (true, false) => Action::RestartJob(error),
+                        (true, true) => Action::ResumeJob(error),
+                    });
+                } else if kind == SnapshotKind::Checkpoint && !cancelled {
                     self.failures_in_a_row += 1;
                     if self.config.failures_tolerated.is_some_and(|tolerated| self.failures_in_a_row > tolerated) {
                         self.failures_in_a_row = 0;
@@ -384,27 +375,9 @@ impl Coordinator {
     fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
         let missing = self.missing();
         let Some(flight) = &mut self.in_flight else { return };
-        match &mut flight.phase {
-            Phase::Queued if now.0 >= flight.reservation.deadline_ms => {
-                let Reservation { kind, snapshot, triggered_at_ms, .. } = &flight.reservation;
-                let waited_ms = now.0.saturating_sub(*triggered_at_ms);
-                let message = format!("{kind} {snapshot} has waited for its turn for {waited_ms} ms");
-                flight.abort(Error::new(Code::Timeout, message), out);
-            }
-            Phase::Aligning if now.0 >= flight.reservation.deadline_ms => {
-                let Reservation { kind, snapshot, subtasks, triggered_at_ms, .. } = &flight.reservation;
-                let waited_ms = now.0.saturating_sub(*triggered_at_ms);
-                let acked = flight.acks.len();
-                let error = Error::new(Code::Timeout, format!("{kind} {snapshot} took longer than {waited_ms} ms"))
-                    .with_detail(format!("{acked} of {subtasks} subtasks acknowledged; missing: {}", named(&missing)))
-                    .with_hint("`weir snapshots explain` shows what each subtask was doing.");
-                flight.mark(error, None, out);
-            }
-            Phase::Marking { retry_at, .. } if retry_at.is_some_and(|at| at <= now) => {
-                *retry_at = None;
-                out.push(Action::MarkAborted(flight.reservation.snapshot.clone()));
-            }
-            _ => {}
+        if flight.next_deadline().is_some_and(|at| at <= now) {
+            self.asking.extend(flight.asks_groups());
+            flight.expire(now, &missing, out);
         }
     }
 
@@ -443,13 +416,7 @@ impl Coordinator {
             request,
         };
         out.push(Action::Reserve(reservation.clone()));
-        self.in_flight = Some(InFlight {
-            reservation,
-            phase: Phase::Reserving,
-            acks: Acks::default(),
-            doomed: None,
-            barriers_sent: false,
-        });
+        self.in_flight = Some(InFlight::new(reservation));
     }
 
     fn refuse_queue(&mut self, error: &Error, out: &mut Vec<Action>) {
@@ -460,41 +427,6 @@ impl Coordinator {
             out.push(Action::Answer(request.id, Err(error.clone())));
         }
     }
-}
-
-impl InFlight {
-    /// Nothing is to come of it, unless all of it is durable already.
-    fn give_up(&mut self, error: Error, out: &mut Vec<Action>) {
-        match self.phase {
-            Phase::Reserving | Phase::StartingGroups => {
-                self.doomed.get_or_insert(error);
-            }
-            Phase::Queued => self.abort(error, out),
-            Phase::Aligning => self.mark(error, None, out),
-            Phase::Publishing(_) | Phase::Completing | Phase::Marking { .. } | Phase::Aborting(_) => {}
-        }
-    }
-
-    /// Makes sure that no manifest can appear, then aborts.
-    fn mark(&mut self, error: Error, contents: Option<Box<Contents>>, out: &mut Vec<Action>) {
-        out.push(Action::MarkAborted(self.reservation.snapshot.clone()));
-        self.phase = Phase::Marking { error, contents, retry_at: None };
-    }
-
-    /// Commits the failure.
-    fn abort(&mut self, error: Error, out: &mut Vec<Action>) {
-        out.push(Action::PersistAbort(self.reservation.snapshot.clone(), error.clone()));
-        self.phase = Phase::Aborting(error);
-    }
-}
-
-/// Subtasks as `chain/index`, the first few of them.
-fn named(subtasks: &[SubtaskKey]) -> String {
-    let mut names: Vec<_> = subtasks.iter().take(NAMED_MAX).map(|(chain, index)| format!("{chain}/{index}")).collect();
-    if subtasks.len() > NAMED_MAX {
-        names.push(format!("{} more", subtasks.len() - NAMED_MAX));
-    }
-    names.join(", ")
 }
 
 fn drained(job: &JobId) -> Error {

@@ -5,6 +5,7 @@
 
 mod contents;
 mod coordinator;
+mod flight;
 
 use std::collections::BTreeMap;
 
@@ -259,9 +260,10 @@ pub enum Event {
     Queued(SnapshotId),
     /// The reservation was committed, or refused.
     Reserved(SnapshotId, Result<(), Error>),
-    /// The snapshot is to be given up: a user wants that, or a limit leaves no room for it. Once everything is durable, it is
-    /// too late.
-    Cancelled(SnapshotId, Error),
+    /// A user wants the snapshot to be given up. Once everything is durable, it is too late.
+    Cancelled(SnapshotId),
+    /// A limit leaves no room for what the snapshot has to write.
+    OutOfRoom(SnapshotId, Error),
     /// The reader groups have started their checkpoints, or refused.
     GroupsStarted(SnapshotId, Result<(), Error>),
     /// A subtask's share is durable.
@@ -309,6 +311,8 @@ pub enum Action {
     Answer(RequestId, Result<SnapshotId, Error>),
     /// More checkpoints in a row have failed than the job tolerates, or a stop failed after its barriers were sent.
     RestartJob(Error),
+    /// A user cancelled a stop after its barriers were sent: the job goes on with a new attempt, which is no failure of it.
+    ResumeJob(Error),
     /// A stop was given up before any barrier was sent: the job goes on.
     AbandonStop,
 }

@@ -268,6 +268,17 @@ impl Execution {
         self.ended(out);
     }
 
+    /// The attempt cannot go on, as somebody wanted: the next one begins at once, and does not count as a restart.
+    pub(super) fn resume(&mut self, now: Millis, config: Config, error: Error, out: &mut Vec<Action>) {
+        if self.placements.is_empty() || !self.ending.is_empty() || self.state == JobState::Cancelling || self.stopped {
+            return;
+        }
+        out.push(Action::AttemptEnded(self.id(), self.attempt, error.clone()));
+        self.cancel_attempt(now, config, out);
+        self.change(JobChange::Restart, Some(error), out);
+        self.ended(out);
+    }
+
     /// How long to wait before the next attempt: longer and longer while attempts break of themselves one after the
     /// other. A peer that is gone says nothing about the next attempt.
     fn next_delay(&mut self, now: Millis, error: &Error) -> u64 {

@@ -95,6 +95,8 @@ pub enum Event {
     Status(SubtaskStatus),
     /// An attempt cannot go on, for a reason outside of its subtasks.
     Broken(JobId, Attempt, Error),
+    /// The attempt has come to an end that somebody wanted, and the job goes on with another one: no failure of it.
+    Resumed(JobId, Attempt, Error),
     /// The user wants the job gone.
     Cancel(JobId),
     /// A stop with savepoint begins.
@@ -171,6 +173,11 @@ impl Scheduler {
             Event::Broken(job, attempt, error) => {
                 if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
                     execution.broken(now, self.config, error, &mut out);
+                }
+            }
+            Event::Resumed(job, attempt, error) => {
+                if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
+                    execution.resume(now, self.config, error, &mut out);
                 }
             }
             Event::Cancel(job) => self.with(&job, |execution, config| execution.cancel(now, config, &mut out)),
