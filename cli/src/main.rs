@@ -4,6 +4,7 @@ mod args;
 mod cluster;
 mod commands;
 mod connect;
+mod identity;
 mod output;
 mod quickstart;
 mod time;

@@ -248,6 +248,8 @@ impl Cluster {
         let mut command = Command::new(binary_path("weir"));
         command.args(arguments).current_dir(self.dir.path());
         command.env("WEIR_JOBMANAGER", self.address("jobmanager")).env("WEIR_STORE", self.address("store"));
+        // Whoever runs the tests may have a configuration file.
+        command.env("XDG_CONFIG_HOME", self.dir.path());
         command
     }
 

@@ -21,7 +21,7 @@ pub async fn job_until(
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 continue;
             };
-            let request = pb::JobRequest { request_id: String::new(), job: job.to_owned() };
+            let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
             let Ok(updates) = client.watch_job(request).await else { continue };
             let mut updates = updates.into_inner();
             while let Ok(Some(detail)) = updates.message().await {

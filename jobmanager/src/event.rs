@@ -104,10 +104,10 @@ pub(crate) enum Request {
     Submit(Box<pb::SubmitRequest>, Answer<pb::SubmitReply>),
     PlanRestore(Box<pb::SubmitRequest>, Answer<pb::PlanRestoreReply>),
     Jobs(pb::ListJobsRequest, Answer<pb::ListJobsReply>),
-    Job(String, Answer<pb::JobDetail>),
+    Job(pb::JobRequest, Answer<pb::JobDetail>),
     /// Subscribes to changes of a job; the number only says that something has changed.
-    Watch(String, Answer<(JobId, watch::Receiver<u64>)>),
-    Cancel(String, Answer<pb::JobDetail>),
+    Watch(pb::JobRequest, Answer<(JobId, watch::Receiver<u64>)>),
+    Cancel(pb::JobRequest, Answer<pb::JobDetail>),
     Trigger(pb::TriggerSnapshotRequest, Answer<pb::Snapshot>),
     Stop(pb::StopJobRequest, Answer<pb::Snapshot>),
     Snapshots(pb::ListSnapshotsRequest, Answer<pb::ListSnapshotsReply>),

@@ -13,6 +13,7 @@ use weir_types::Error;
 use weir_types::quota::QuotaLimits;
 
 use crate::event::{Answer, Event, Request};
+use crate::identity;
 use crate::rpc::{about_to_run, ask};
 
 type Events = mpsc::Sender<Event>;
@@ -65,7 +66,8 @@ async fn jobs(State(events): State<Events>) -> Reply {
 }
 
 async fn job(State(events): State<Events>, Path(job): Path<String>) -> Reply {
-    let detail = request(&events, |to| Request::Job(job, to)).await?;
+    let wanted = pb::JobRequest { job, ..Default::default() };
+    let detail = request(&events, |to| Request::Job(wanted, to)).await?;
     let mut value = detail.summary.as_ref().map(summary).unwrap_or_default();
     let subtask = |subtask: &pb::Subtask| {
         json!({
@@ -125,7 +127,9 @@ async fn savepoint(State(events): State<Events>, Path(job): Path<String>, body: 
         name,
         ..Default::default()
     };
-    about_to_run(&events, &wanted.request_id, &wanted.job, wanted.timeout_ms).await;
+    let wanted = identity::resolve(wanted)?;
+    let job = pb::JobRequest { job: wanted.job.clone(), request_id: wanted.request_id.clone(), namespace: None };
+    about_to_run(&events, job, wanted.timeout_ms).await;
     let taken = request(&events, |to| Request::Trigger(wanted, to)).await?;
     Ok(axum::Json(snapshot_json(&taken)))
 }

@@ -11,6 +11,7 @@ mod event;
 mod explain;
 mod gc;
 mod http;
+mod identity;
 mod leader;
 mod metadata;
 mod planning;

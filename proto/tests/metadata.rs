@@ -341,13 +341,13 @@ fn a_stop_savepoint_marks_its_job() {
 #[test]
 fn jobs_are_found_by_id_prefix_and_name() {
     let mut state = running();
-    assert_eq!(state.find_job("00000001").unwrap().id, job(1));
-    assert_eq!(state.find_job("clicks").unwrap().id, job(1));
-    assert_eq!(state.find_job("").unwrap_err().code, Code::NotFound);
+    assert_eq!(state.find_job("00000001", None).unwrap().id, job(1));
+    assert_eq!(state.find_job("clicks", None).unwrap().id, job(1));
+    assert_eq!(state.find_job("", None).unwrap_err().code, Code::NotFound);
     state.apply(Millis(2), new_job(2, None, None)).unwrap();
-    assert_eq!(state.find_job("clicks").unwrap_err().code, Code::InvalidArgument);
+    assert_eq!(state.find_job("clicks", None).unwrap_err().code, Code::InvalidArgument);
     state.apply(Millis(3), change(1, JobChange::Finish)).unwrap();
-    assert_eq!(state.find_job("clicks").unwrap().id, job(2), "the one that has not ended");
+    assert_eq!(state.find_job("clicks", None).unwrap().id, job(2), "the one that has not ended");
 }
 
 #[test]

@@ -85,6 +85,21 @@ async fn a_bounded_read_begins_and_ends_within_blocks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_read_leaves_alone_whatever_blocks_come_behind_its_end() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    for i in 0..10 {
+        client.append(&name(), PartitionId(0), &block(&[&i.to_string()]), None).await.unwrap();
+    }
+    let read = read_all(&client, cut(&[(0, 1)]), cut(&[(0, 4)])).await;
+    let expected: Vec<_> = (1..4).map(|i| (PartitionId(0), i, i.to_string())).collect();
+    assert_eq!(read, expected);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_the_store_costs_a_pause_and_nothing_else() {
     let dir = TempDir::new().unwrap();
     let mut server = Server::start(dir.path()).await;

@@ -14,6 +14,8 @@ use policy::PolicyCommand;
 use quota::QuotaCommand;
 use snapshots::{AnnotationArgs, SnapshotsCommand};
 
+use crate::identity::{NamespaceArgs, OwnerArgs, ScopeArgs};
+
 /// A small distributed stream engine whose snapshots are governed.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, arg_required_else_help = true, max_term_width = 100)]
@@ -36,6 +38,9 @@ pub(crate) struct Global {
     /// Directory of the local cluster: its data, logs and process list
     #[arg(long, global = true, env = "WEIR_DIR", default_value = "weir-cluster", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
+    /// Read who asks, and in which namespace, from this file; default: weir/config.toml in $XDG_CONFIG_HOME or ~/.config
+    #[arg(long, global = true, env = "WEIR_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
     /// Print JSON for programs instead of tables for people
     #[arg(long, global = true)]
     pub json: bool,
@@ -66,6 +71,8 @@ pub(crate) enum Command {
         /// Ended jobs too; the default lists those that have not ended
         #[arg(short, long)]
         all: bool,
+        #[command(flatten)]
+        scope: ScopeArgs,
     },
     /// Look at one job
     #[command(subcommand)]
@@ -113,6 +120,8 @@ pub(crate) enum Command {
     Cancel {
         /// The job: id, unique prefix of an id, or name
         job: String,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
     /// Look at checkpoints and savepoints, annotate them, delete them
     #[command(subcommand)]
@@ -199,9 +208,10 @@ pub(crate) struct PlanArgs {
     /// A job option as in SET, stronger than the script's; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Who owns the job and its savepoints
-    #[arg(long, env = "WEIR_OWNER", default_value = "")]
-    pub owner: String,
+    #[command(flatten)]
+    pub owner: OwnerArgs,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
 }
 
 #[derive(Clone, Debug, ClapArgs)]
@@ -212,9 +222,10 @@ pub(crate) struct WaitArgs {
     /// Name of this request: given again, it finds what the first one has started, and starts nothing
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
-    /// Who owns the savepoint
-    #[arg(long, env = "WEIR_OWNER", default_value = "")]
-    pub owner: String,
+    #[command(flatten)]
+    pub owner: OwnerArgs,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -223,6 +234,8 @@ pub(crate) enum JobCommand {
     Show {
         /// The job: id, unique prefix of an id, or name
         job: String,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
 }
 

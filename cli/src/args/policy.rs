@@ -3,30 +3,35 @@
 use clap::{Args as ClapArgs, Subcommand};
 use weir_service::units::TimeSpan;
 
+use crate::identity::{NamespaceArgs, OwnerArgs};
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Set the retention policy of a job or of a namespace, in place of the one it had
     Set(SetArgs),
     /// Show one policy, and when its savepoints are due
     Show {
-        /// `job:NAMESPACE/NAME` or `namespace:NAME`
+        /// `job:NAMESPACE/NAME`, `job:NAME` or `namespace:NAME`
         level: String,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
     /// List all policies
     List,
     /// Remove a policy; nothing is deleted or taken because of it any more
     Remove {
-        /// `job:NAMESPACE/NAME` or `namespace:NAME`
+        /// `job:NAMESPACE/NAME`, `job:NAME` or `namespace:NAME`
         level: String,
-        /// Who removes it, for the record
-        #[arg(long, env = "WEIR_OWNER", default_value = "")]
-        owner: String,
+        #[command(flatten)]
+        owner: OwnerArgs,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SetArgs {
-    /// `job:NAMESPACE/NAME` or `namespace:NAME`; a job's own policy takes the place of its namespace's
+    /// `job:NAMESPACE/NAME`, `job:NAME` or `namespace:NAME`; a job's own policy takes the place of its namespace's
     pub level: String,
     /// Keep the newest so many savepoints of each job
     #[arg(long, value_name = "N")]
@@ -43,7 +48,8 @@ pub(crate) struct SetArgs {
     /// Take a savepoint of each running job when this cron expression says so, in UTC, for example `0 3 * * *`
     #[arg(long, value_name = "EXPRESSION")]
     pub cron: Option<String>,
-    /// Who sets it, for the record
-    #[arg(long, env = "WEIR_OWNER", default_value = "")]
-    pub owner: String,
+    #[command(flatten)]
+    pub owner: OwnerArgs,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
 }

@@ -5,7 +5,9 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args as ClapArgs, Subcommand};
 use weir_service::units::{ByteSize, TimeSpan};
 use weir_types::Error;
-use weir_types::quota::{QuotaDimension, QuotaLevel, QuotaLimits};
+use weir_types::quota::{QuotaDimension, QuotaLimits};
+
+use crate::identity::{NamespaceArgs, ScopeArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuotaCommand {
@@ -14,10 +16,12 @@ pub(crate) enum QuotaCommand {
     /// Show the limits of a level, how much of each is used, and what uses it
     Show {
         /// `cluster`, `namespace:NAME`, `owner:NAME`, `job:NAMESPACE/NAME` or `job:NAME`
-        level: QuotaLevel,
+        level: String,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
-    /// List all levels that are used or limited
-    List,
+    /// List all levels that are used or limited; with a namespace, those that lie in it
+    List(ScopeArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -25,7 +29,9 @@ pub(crate) enum QuotaCommand {
     .args(["savepoints", "retained_checkpoints", "bytes", "in_flight", "minimum_interval", "age", "unset", "remove"]))]
 pub(crate) struct SetArgs {
     /// `cluster`, `namespace:NAME`, `owner:NAME`, `job:NAMESPACE/NAME` or `job:NAME`
-    pub level: QuotaLevel,
+    pub level: String,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
     /// Savepoints that may be kept, or `unlimited`
     #[arg(long, value_name = "N")]
     pub savepoints: Option<Limit<u64>>,

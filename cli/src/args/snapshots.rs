@@ -4,6 +4,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use weir_service::units::TimeSpan;
 
 use super::inside::{ExportArgs, InspectArgs, QueryArgs};
+use crate::identity::{OwnerArgs, ScopeArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotsCommand {
@@ -99,9 +100,8 @@ pub(crate) struct DeleteArgs {
     /// Even if it is pinned, or the last good one of its job
     #[arg(long)]
     pub force: bool,
-    /// Who deletes, for the record
-    #[arg(long, env = "WEIR_OWNER", default_value = "")]
-    pub owner: String,
+    #[command(flatten)]
+    pub owner: OwnerArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -124,9 +124,8 @@ pub(crate) struct ListArgs {
     /// Of this owner only
     #[arg(long)]
     pub owner: Option<String>,
-    /// Of this namespace only
-    #[arg(long)]
-    pub namespace: Option<String>,
+    #[command(flatten)]
+    pub scope: ScopeArgs,
     /// With this label only; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,

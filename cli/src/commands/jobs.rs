@@ -7,13 +7,18 @@ use weir_types::Result;
 
 use crate::args::{Global, JobCommand};
 use crate::commands::show;
+use crate::identity::{Identity, NamespaceArgs, ScopeArgs};
 use crate::{connect, output};
 
 /// `weir list`: the jobs that have not ended; `-r`, `-s` and `-a` as in Flink.
-pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: bool) -> Result<()> {
+pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: bool, scope: &ScopeArgs) -> Result<()> {
     let unfiltered = !running && !scheduled;
-    let request =
-        pb::ListJobsRequest { running: running || unfiltered, scheduled: scheduled || unfiltered, ended: all };
+    let request = pb::ListJobsRequest {
+        running: running || unfiltered,
+        scheduled: scheduled || unfiltered,
+        ended: all,
+        namespace: Identity::load(global)?.scope(scope)?,
+    };
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = jobmanager.list_jobs(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
@@ -24,9 +29,10 @@ pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: b
 
 /// `weir job …`.
 pub(crate) async fn job(global: &Global, command: JobCommand) -> Result<()> {
-    let JobCommand::Show { job } = command;
+    let JobCommand::Show { job, namespace } = command;
+    let namespace = Identity::load(global)?.namespace(&namespace)?;
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::JobRequest { request_id: connect::request_id(), job };
+    let request = pb::JobRequest { request_id: connect::request_id(), job, namespace };
     let detail = jobmanager.describe_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&show::job_detail_json(&detail));
@@ -35,13 +41,14 @@ pub(crate) async fn job(global: &Global, command: JobCommand) -> Result<()> {
 }
 
 /// `weir cancel`.
-pub(crate) async fn cancel(global: &Global, job: String) -> Result<()> {
+pub(crate) async fn cancel(global: &Global, job: String, namespace: &NamespaceArgs) -> Result<()> {
+    let namespace = Identity::load(global)?.namespace(namespace)?;
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::JobRequest { request_id: connect::request_id(), job };
+    let request = pb::JobRequest { request_id: connect::request_id(), job, namespace };
     let detail = jobmanager.cancel_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     let Some(mut summary) = detail.summary else { return Ok(()) };
     // The request is accepted before the subtasks have ended: say what became of the job.
-    let watched = pb::JobRequest { request_id: String::new(), job: summary.id.clone() };
+    let watched = pb::JobRequest { job: summary.id.clone(), ..Default::default() };
     let mut updates = jobmanager.watch_job(watched).await.map_err(|status| from_status(&status))?.into_inner();
     while !show::has_ended(summary.state())
         && let Some(update) = updates.message().await.map_err(|status| from_status(&status))?

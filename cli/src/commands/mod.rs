@@ -31,10 +31,10 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Cluster(command) => cluster::run(global, command).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Explain { script, plan } => run::explain(global, &script, &plan).await,
-        Command::List { running, scheduled, all } => jobs::list(global, running, scheduled, all).await,
+        Command::List { running, scheduled, all, scope } => jobs::list(global, running, scheduled, all, &scope).await,
         Command::Job(command) => jobs::job(global, command).await,
         Command::Savepoint { dispose: Some(snapshot), force, wait, .. } => {
-            snapshots::dispose(global, snapshot, force, wait.owner).await
+            snapshots::dispose(global, snapshot, force, &wait.owner).await
         }
         Command::Savepoint { job, directory, annotations, wait, .. } => {
             snapshots::savepoint(global, job.unwrap_or_default(), directory, annotations, wait).await
@@ -43,7 +43,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Stop { savepoint_path, drain, job, wait } => {
             snapshots::stop(global, job, savepoint_path, drain, wait).await
         }
-        Command::Cancel { job } => jobs::cancel(global, job).await,
+        Command::Cancel { job, namespace } => jobs::cancel(global, job, &namespace).await,
         Command::Snapshots(command) => snapshots::run(global, command).await,
         Command::Policy(command) => policy::run(global, command).await,
         Command::Quota(command) => quota::run(global, command).await,

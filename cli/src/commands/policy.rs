@@ -12,29 +12,37 @@ use weir_types::Result;
 use crate::args::Global;
 use crate::args::policy::{PolicyCommand, SetArgs};
 use crate::commands::snapshots::labels;
+use crate::identity::Identity;
 use crate::{connect, output, time};
 
 /// `weir policy …`.
 pub(crate) async fn run(global: &Global, command: PolicyCommand) -> Result<()> {
     match command {
         PolicyCommand::Set(args) => set(global, args).await,
-        PolicyCommand::Show { level } => show(global, level).await,
+        PolicyCommand::Show { level, namespace } => {
+            show(global, Identity::load(global)?.level(&namespace, &level)?.to_string()).await
+        }
         PolicyCommand::List => list(global).await,
-        PolicyCommand::Remove { level, owner } => remove(global, level, owner).await,
+        PolicyCommand::Remove { level, owner, namespace } => {
+            let identity = Identity::load(global)?;
+            let level = identity.level(&namespace, &level)?.to_string();
+            remove(global, level, identity.owner(&owner)?).await
+        }
     }
 }
 
 async fn set(global: &Global, args: SetArgs) -> Result<()> {
-    let SetArgs { level, keep_last, keep_for, keep_label, every, cron, owner } = args;
+    let SetArgs { level, keep_last, keep_for, keep_label, every, cron, owner, namespace } = args;
+    let identity = Identity::load(global)?;
     let request = pb::SetPolicyRequest {
         request_id: connect::request_id(),
-        level,
+        level: identity.level(&namespace, &level)?.to_string(),
         keep_last,
         keep_for_ms: connect::timeout_ms(keep_for),
         keep_labels: labels(&keep_label)?,
         every_ms: connect::timeout_ms(every),
         cron,
-        owner,
+        owner: identity.owner(&owner)?,
     };
     let mut jobmanager = connect::jobmanager(global).await?;
     let policy = jobmanager.set_policy(request).await.map_err(|status| from_status(&status))?.into_inner();

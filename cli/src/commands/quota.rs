@@ -11,6 +11,7 @@ use weir_types::quota::{QuotaDimension, QuotaLevel, QuotaLimits};
 
 use crate::args::Global;
 use crate::args::quota::{QuotaCommand, SetArgs};
+use crate::identity::Identity;
 use crate::{connect, output};
 
 /// Blocks of a full usage bar.
@@ -20,15 +21,17 @@ const BAR_BLOCKS: u64 = 20;
 pub(crate) async fn run(global: &Global, command: QuotaCommand) -> Result<()> {
     match command {
         QuotaCommand::Set(args) => set(global, args).await,
-        QuotaCommand::Show { level } => show(global, &level).await,
-        QuotaCommand::List => list(global).await,
+        QuotaCommand::Show { level, namespace } => {
+            show(global, &Identity::load(global)?.level(&namespace, &level)?).await
+        }
+        QuotaCommand::List(scope) => list(global, Identity::load(global)?.scope(&scope)?).await,
     }
 }
 
 async fn set(global: &Global, args: SetArgs) -> Result<()> {
     let request = pb::SetQuotaRequest {
         request_id: connect::request_id(),
-        level: args.level.to_string(),
+        level: Identity::load(global)?.level(&args.namespace, &args.level)?.to_string(),
         limits: Some(args.limits().into()),
         unset: args.unset.iter().map(|dimension| dimension.as_str().to_owned()).collect(),
         remove: args.remove,
@@ -57,7 +60,7 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
 
 async fn show(global: &Global, level: &QuotaLevel) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::ListQuotasRequest { level: Some(level.to_string()) };
+    let request = pb::ListQuotasRequest { level: Some(level.to_string()), namespace: None };
     let reply = jobmanager.list_quotas(request).await.map_err(|status| from_status(&status))?.into_inner();
     let quota = reply.quotas.into_iter().next().unwrap_or_default();
     if global.json {
@@ -86,9 +89,9 @@ async fn show(global: &Global, level: &QuotaLevel) -> Result<()> {
     output::print(&text)
 }
 
-async fn list(global: &Global) -> Result<()> {
+async fn list(global: &Global, namespace: Option<String>) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::ListQuotasRequest { level: None };
+    let request = pb::ListQuotasRequest { level: None, namespace };
     let reply = jobmanager.list_quotas(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&json!(reply.quotas.iter().map(quota_json).collect::<Vec<_>>()));

@@ -13,11 +13,12 @@ use weir_types::{Code, Error, Result};
 use crate::args::{Global, PlanArgs, RunArgs};
 use crate::commands::{restore_plan, show, snapshots};
 use crate::connect::{self, JobManager};
+use crate::identity::Identity;
 use crate::output::{self, Progress, count};
 
 /// `weir run`.
 pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
-    let mut request = request(&args.script, &args.plan)?;
+    let mut request = request(global, &args.script, &args.plan)?;
     request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
     request.allow_non_restored_state = args.allow_non_restored_state;
     if let Some(mode) = args.claim_mode {
@@ -68,7 +69,7 @@ async fn plan_restore(global: &Global, jobmanager: &mut JobManager, request: pb:
 
 /// Follows a job to its end, showing state changes and progress.
 async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<pb::JobDetail> {
-    let request = pb::JobRequest { request_id: String::new(), job: job.to_owned() };
+    let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
     let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     let mut progress = Progress::new();
     let mut shown = None;
@@ -111,7 +112,7 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
 
 /// `weir explain`.
 pub(crate) async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> Result<()> {
-    let request = request(script, plan)?;
+    let request = request(global, script, plan)?;
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = jobmanager.explain(request).await.map_err(|status| from_status(&status))?.into_inner();
     let text = if global.json { reply.json } else { reply.text };
@@ -119,7 +120,8 @@ pub(crate) async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> 
 }
 
 /// A submission of the script at `path`.
-fn request(path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
+fn request(global: &Global, path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
+    let identity = Identity::load(global)?;
     let sql = read_script(path)?;
     let stem = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "-");
     let mut options = BTreeMap::new();
@@ -140,7 +142,8 @@ fn request(path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRequest> {
         sql,
         name: stem.map(str::to_owned),
         options,
-        owner: plan.owner.clone(),
+        owner: identity.owner(&plan.owner)?,
+        namespace: identity.namespace(&plan.namespace)?.unwrap_or_default(),
         ..pb::SubmitRequest::default()
     })
 }

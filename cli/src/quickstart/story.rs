@@ -120,7 +120,7 @@ impl<'a> Story<'a> {
         outputs: &Outputs,
         rows: u64,
     ) -> Result<()> {
-        let request = pb::JobRequest { request_id: String::new(), job: job.to_owned() };
+        let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
         let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
         let mut progress = Progress::new();
         let mut newest_checkpoint = String::new();
@@ -180,6 +180,7 @@ impl<'a> Story<'a> {
             directory: None,
             timeout_ms: None,
             owner: "quickstart".to_owned(),
+            namespace: None,
         };
         let snapshot = jobmanager.stop_job(request).await.map_err(|status| from_status(&status))?.into_inner();
         if let Some(failure) = snapshot.failure {

@@ -147,6 +147,16 @@ fn merge<C: Config>(
     Ok(config)
 }
 
+/// A configuration file by itself, without any other layer.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` that names file and line; `IO` or `NOT_FOUND` for an unreadable file.
+pub fn read<C: Config>(path: &Path) -> Result<C> {
+    let config: C = read_file::<C>(path)?.try_into().map_err(|error| wrong(&path.display().to_string(), &error))?;
+    config.validate()?;
+    Ok(config)
+}
+
 fn read_file<C: Config>(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let message = format!("could not read the configuration file {}", path.display());

@@ -69,6 +69,25 @@ impl QuotaLevel {
         ]
     }
 
+    /// The namespace that the level lies in; none for levels that span several.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Cluster | Self::Owner(_) => None,
+            Self::Namespace(namespace) | Self::Job { namespace, .. } => Some(namespace),
+        }
+    }
+
+    /// The level that a user of this namespace means: `job:NAME` is a job of it.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the text is no level.
+    pub fn parse_in(namespace: Option<&str>, text: &str) -> Result<Self> {
+        match (namespace, text.strip_prefix("job:")) {
+            (Some(namespace), Some(name)) if !name.contains('/') => format!("job:{namespace}/{name}").parse(),
+            _ => text.parse(),
+        }
+    }
+
     /// Whether something of this namespace, owner and job name falls under the level.
     pub fn covers(&self, namespace: &str, owner: &str, job_name: &str) -> bool {
         match self {

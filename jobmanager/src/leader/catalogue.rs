@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use weir_coordination::metadata::{Command, DeletedRecord, Deleter, Deletion, Reply, SnapshotEntry, State};
 use weir_proto::pb::client::v1 as pb;
 use weir_service::failpoint;
-use weir_types::ids::{JobId, RequestId, SnapshotId};
+use weir_types::ids::{RequestId, SnapshotId};
 use weir_types::snapshot::{SnapshotKind, SnapshotState};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -19,7 +19,9 @@ const STATES: [&str; 7] = ["QUEUED", "IN_PROGRESS", "COMPLETED", "DAMAGED", "UNR
 
 impl Leader {
     pub(super) fn snapshots_view(&self, request: &pb::ListSnapshotsRequest) -> Result<pb::ListSnapshotsReply> {
-        let job = self.wanted_job(request.job.as_deref())?;
+        let namespace = request.namespace.as_deref();
+        let job = request.job.as_deref().filter(|job| !job.is_empty());
+        let job = job.map(|job| self.find_job(job, namespace)).transpose()?;
         let states = request.states.iter().map(|state| parse_state(state)).collect::<Result<Vec<_>>>()?;
         let is = |wanted: Option<&str>, has: &str| wanted.is_none_or(|wanted| wanted == has);
         let wanted = |entry: &&SnapshotEntry| {
@@ -33,7 +35,7 @@ impl Leader {
                     states.contains(&entry.status())
                 }
                 && is(request.owner.as_deref(), &entry.owner)
-                && is(request.namespace.as_deref(), &entry.namespace)
+                && is(namespace, &entry.namespace)
                 && request.labels.iter().all(|(key, value)| entry.annotations.labels.get(key) == Some(value))
                 && request.since_ms.is_none_or(|since| entry.triggered_at.0 >= since)
                 && request.until_ms.is_none_or(|until| entry.triggered_at.0 < until)
@@ -80,10 +82,6 @@ impl Leader {
             records.map(Into::into).collect()
         });
         Ok(pb::ListDeletedReply { snapshots })
-    }
-
-    fn wanted_job(&self, job: Option<&str>) -> Result<Option<JobId>> {
-        job.filter(|job| !job.is_empty()).map(|job| self.find_job(job)).transpose()
     }
 
     pub(super) fn annotate(&mut self, request: pb::AnnotateSnapshotRequest, to: Answer<pb::Snapshot>) {

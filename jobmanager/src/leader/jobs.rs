@@ -29,9 +29,12 @@ impl Leader {
             Request::Submit(request, to) => self.submit(*request, to),
             Request::PlanRestore(request, to) => self.plan_restore(*request, to),
             Request::Jobs(request, to) => answer(to, Ok(self.jobs_view(&request))),
-            Request::Job(job, to) => answer(to, self.find_job(&job).and_then(|job| self.job_view(&job))),
-            Request::Watch(job, to) => answer(to, self.watch(&job)),
-            Request::Cancel(job, to) => answer(to, self.cancel(&job)),
+            Request::Job(wanted, to) => answer(to, self.wanted(&wanted).and_then(|job| self.job_view(&job))),
+            Request::Watch(wanted, to) => answer(to, self.wanted(&wanted).map(|job| self.watch(job))),
+            Request::Cancel(wanted, to) => {
+                let cancelled = self.wanted(&wanted).and_then(|job| self.cancel(job));
+                answer(to, cancelled);
+            }
             Request::Trigger(request, to) => self.trigger(request, to),
             Request::Stop(request, to) => self.stop(request, to),
             Request::Snapshots(request, to) => answer(to, self.snapshots_view(&request)),
@@ -58,8 +61,13 @@ impl Leader {
         }
     }
 
-    pub(super) fn find_job(&self, text: &str) -> Result<JobId> {
-        self.state(|state| state.find_job(text).map(|job| job.id.clone()))
+    /// The job that a user means; a name means one of the namespace, if one is given.
+    pub(super) fn find_job(&self, text: &str, namespace: Option<&str>) -> Result<JobId> {
+        self.state(|state| state.find_job(text, namespace).map(|job| job.id.clone()))
+    }
+
+    fn wanted(&self, request: &pb::JobRequest) -> Result<JobId> {
+        self.find_job(&request.job, request.namespace.as_deref())
     }
 
     fn submit(&mut self, request: pb::SubmitRequest, to: Answer<pb::SubmitReply>) {
@@ -194,15 +202,13 @@ impl Leader {
         }
     }
 
-    fn watch(&self, job: &str) -> Result<(JobId, watch::Receiver<u64>)> {
-        let job = self.find_job(job)?;
+    fn watch(&self, job: JobId) -> (JobId, watch::Receiver<u64>) {
         // A job that has ended changes no more: its receiver says so at once.
         let changed = self.jobs.get(&job).map_or_else(|| watch::channel(0).1, |live| live.changed.subscribe());
-        Ok((job, changed))
+        (job, changed)
     }
 
-    fn cancel(&mut self, job: &str) -> Result<pb::JobDetail> {
-        let job = self.find_job(job)?;
+    fn cancel(&mut self, job: JobId) -> Result<pb::JobDetail> {
         let state = self.job_state(&job);
         if state.is_some_and(JobState::is_terminal) && state != Some(JobState::Cancelled) {
             let state = state.map(JobState::as_str).unwrap_or_default();
@@ -225,18 +231,20 @@ impl Leader {
             note,
             labels,
             pinned,
+            namespace,
             evict_oldest,
         } = request;
         let annotations = Annotations { name, note, labels, pinned };
-        let parts = Wanted { request_id, job, directory, timeout_ms, owner, annotations, evict: evict_oldest };
+        let job = pb::JobRequest { request_id, job, namespace };
+        let parts = Wanted { job, directory, timeout_ms, owner, annotations, evict: evict_oldest };
         self.want_snapshot(parts, kind, Trigger::User, to);
     }
 
     fn stop(&mut self, request: pb::StopJobRequest, to: Answer<pb::Snapshot>) {
-        let pb::StopJobRequest { request_id, job, drain, directory, timeout_ms, owner } = request;
+        let pb::StopJobRequest { request_id, job, drain, directory, timeout_ms, owner, namespace } = request;
         let mode = if drain { StopMode::Drain } else { StopMode::Suspend };
-        let parts =
-            Wanted { request_id, job, directory, timeout_ms, owner, annotations: Annotations::default(), evict: false };
+        let job = pb::JobRequest { request_id, job, namespace };
+        let parts = Wanted { job, directory, timeout_ms, owner, annotations: Annotations::default(), evict: false };
         self.want_snapshot(parts, SnapshotKind::Savepoint, Trigger::Stop(mode), to);
     }
 
@@ -303,7 +311,7 @@ impl Leader {
         kind: SnapshotKind,
         trigger: Trigger,
     ) -> Result<(JobId, checkpoint::Request)> {
-        let Wanted { request_id: id, job, directory, timeout_ms, owner, annotations, evict } = wanted;
+        let Wanted { job, directory, timeout_ms, owner, annotations, evict } = wanted;
         let directory = directory.filter(|directory| !directory.is_empty());
         if let Some(directory) = &directory
             && !directory.starts_with('/')
@@ -315,8 +323,8 @@ impl Leader {
             self.check_savepoint_directory(directory)?;
         }
         annotations.check()?;
-        let job = self.find_job(&job)?;
-        let id = request_id(&id)?;
+        let id = request_id(&job.request_id)?;
+        let job = self.wanted(&job)?;
         Ok((job, checkpoint::Request { id, kind, trigger, directory, timeout_ms, owner, annotations, evict }))
     }
 
@@ -337,8 +345,7 @@ impl Leader {
 
 /// What both kinds of snapshot requests have in common.
 struct Wanted {
-    request_id: String,
-    job: String,
+    job: pb::JobRequest,
     directory: Option<String>,
     timeout_ms: Option<u64>,
     owner: String,

@@ -83,11 +83,14 @@ impl Leader {
 
     pub(super) fn quotas_view(&self, request: &pb::ListQuotasRequest) -> Result<pb::ListQuotasReply> {
         let level = request.level.as_deref().map(str::parse::<QuotaLevel>).transpose()?;
+        let lies_in = |level: &QuotaLevel| {
+            request.namespace.as_deref().is_none_or(|namespace| level.namespace() == Some(namespace))
+        };
         Ok(self.state(|state| {
             let view = |level: &QuotaLevel| quota(&state.usage(level), &state.consumers(level, CONSUMERS_MAX));
             let quotas = match level {
                 Some(level) => vec![view(&level)],
-                None => state.quota_levels().iter().map(view).collect(),
+                None => state.quota_levels().iter().filter(|level| lies_in(level)).map(view).collect(),
             };
             pb::ListQuotasReply { quotas }
         }))

@@ -23,6 +23,7 @@ impl Leader {
     /// Lets a job's coordinator decide, and carries out what it says.
     pub(super) fn coordinate(&mut self, job: &JobId, event: Step) {
         trail::log(job, &event);
+        trail::passed(&event);
         let Some(live) = self.jobs.get_mut(job) else { return };
         let actions = live.coordinator.on_event(now(), event);
         for action in actions {
@@ -35,6 +36,7 @@ impl Leader {
     }
 
     fn act(&mut self, job: &JobId, action: Action) {
+        trail::next(&action);
         match action {
             Action::Reserve(reservation) => self.reserve(job, reservation),
             Action::StartGroups(snapshot) => self.start_groups(job, snapshot),
@@ -314,6 +316,7 @@ impl Leader {
 
     pub(super) fn on_kept(&mut self, snapshot: SnapshotId) {
         tracing::debug!(%snapshot, step = "positions kept", "reader groups and pins have followed");
+        failpoint::reach("snapshot.kept");
         self.keeping.remove(&snapshot);
         self.remove_snapshot(snapshot);
     }

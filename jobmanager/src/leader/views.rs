@@ -50,15 +50,18 @@ impl Leader {
     }
 
     pub(super) fn jobs_view(&self, request: &pb::ListJobsRequest) -> pb::ListJobsReply {
-        let pb::ListJobsRequest { running, scheduled, ended } = *request;
+        let pb::ListJobsRequest { running, scheduled, ended, ref namespace } = *request;
         let all = !running && !scheduled && !ended;
         let wanted = |state: JobState| match state {
             JobState::Created | JobState::Restarting => scheduled,
             JobState::Starting | JobState::Running | JobState::Stopping | JobState::Cancelling => running,
             JobState::Finished | JobState::Stopped | JobState::Cancelled | JobState::Failed => ended,
         };
+        let listed = |job: &JobRecord| {
+            (all || wanted(job.state)) && namespace.as_ref().is_none_or(|namespace| job.namespace == *namespace)
+        };
         let mut jobs: Vec<pb::JobSummary> =
-            self.state(|state| state.jobs.values().filter(|job| all || wanted(job.state)).map(Self::summary).collect());
+            self.state(|state| state.jobs.values().filter(|job| listed(job)).map(Self::summary).collect());
         jobs.sort_by_key(|job| job.submitted_at_ms);
         pb::ListJobsReply { jobs }
     }

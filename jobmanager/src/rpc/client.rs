@@ -14,6 +14,7 @@ use weir_types::{Error, Result};
 
 use super::{about_to_run, ask, status};
 use crate::event::{Answer, Event, Request as Asked};
+use crate::identity::{self, Claim};
 use crate::planning::Planner;
 
 /// Changes of a watched job within this time are shown as one.
@@ -52,30 +53,34 @@ impl Client for Service {
     }
 
     async fn submit(&self, request: Request<pb::SubmitRequest>) -> Result<Response<pb::SubmitReply>, Status> {
-        self.ask(|answer| Asked::Submit(Box::new(request.into_inner()), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Submit(Box::new(request), answer)).await
     }
 
     async fn plan_restore(
         &self,
         request: Request<pb::SubmitRequest>,
     ) -> Result<Response<pb::PlanRestoreReply>, Status> {
-        self.ask(|answer| Asked::PlanRestore(Box::new(request.into_inner()), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::PlanRestore(Box::new(request), answer)).await
     }
 
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsReply>, Status> {
-        self.ask(|answer| Asked::Jobs(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Jobs(request, answer)).await
     }
 
     async fn describe_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobDetail>, Status> {
-        self.ask(|answer| Asked::Job(request.into_inner().job, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Job(request, answer)).await
     }
 
     type WatchJobStream = Details;
 
     async fn watch_job(&self, request: Request<pb::JobRequest>) -> Result<Response<Details>, Status> {
-        let job = request.into_inner().job;
+        let request = known(request)?;
         let (job, changes) =
-            ask(&self.events, |answer| Event::Request(Asked::Watch(job, answer))).await.map_err(status)?;
+            ask(&self.events, |answer| Event::Request(Asked::Watch(request, answer))).await.map_err(status)?;
         let watched =
             Watched { events: self.events.clone(), job: job.to_string(), changes, shown: false, ended: false };
         let details = futures::stream::unfold(watched, Watched::next);
@@ -85,21 +90,24 @@ impl Client for Service {
     }
 
     async fn cancel_job(&self, request: Request<pb::JobRequest>) -> Result<Response<pb::JobDetail>, Status> {
-        self.ask(|answer| Asked::Cancel(request.into_inner().job, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Cancel(request, answer)).await
     }
 
     async fn trigger_snapshot(
         &self,
         request: Request<pb::TriggerSnapshotRequest>,
     ) -> Result<Response<pb::Snapshot>, Status> {
-        let request = request.into_inner();
-        about_to_run(&self.events, &request.request_id, &request.job, request.timeout_ms).await;
+        let request = known(request)?;
+        let pb::TriggerSnapshotRequest { request_id, job, namespace, timeout_ms, .. } = request.clone();
+        about_to_run(&self.events, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
         self.ask(|answer| Asked::Trigger(request, answer)).await
     }
 
     async fn stop_job(&self, request: Request<pb::StopJobRequest>) -> Result<Response<pb::Snapshot>, Status> {
-        let request = request.into_inner();
-        about_to_run(&self.events, &request.request_id, &request.job, request.timeout_ms).await;
+        let request = known(request)?;
+        let pb::StopJobRequest { request_id, job, namespace, timeout_ms, .. } = request.clone();
+        about_to_run(&self.events, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
         self.ask(|answer| Asked::Stop(request, answer)).await
     }
 
@@ -107,7 +115,8 @@ impl Client for Service {
         &self,
         request: Request<pb::ListSnapshotsRequest>,
     ) -> Result<Response<pb::ListSnapshotsReply>, Status> {
-        self.ask(|answer| Asked::Snapshots(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Snapshots(request, answer)).await
     }
 
     async fn describe_snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<pb::Snapshot>, Status> {
@@ -140,7 +149,8 @@ impl Client for Service {
         &self,
         request: Request<pb::ListQuotasRequest>,
     ) -> Result<Response<pb::ListQuotasReply>, Status> {
-        self.ask(|answer| Asked::Quotas(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Quotas(request, answer)).await
     }
 
     async fn verify_snapshot(
@@ -154,7 +164,8 @@ impl Client for Service {
         &self,
         request: Request<pb::DeleteSnapshotRequest>,
     ) -> Result<Response<pb::DeleteSnapshotReply>, Status> {
-        self.ask(|answer| Asked::Delete(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Delete(request, answer)).await
     }
 
     async fn annotate_snapshot(
@@ -168,7 +179,8 @@ impl Client for Service {
         &self,
         request: Request<pb::ListDeletedRequest>,
     ) -> Result<Response<pb::ListDeletedReply>, Status> {
-        self.ask(|answer| Asked::Deleted(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Deleted(request, answer)).await
     }
 
     async fn collect_garbage(
@@ -179,11 +191,13 @@ impl Client for Service {
     }
 
     async fn set_policy(&self, request: Request<pb::SetPolicyRequest>) -> Result<Response<pb::Policy>, Status> {
-        self.ask(|answer| Asked::SetPolicy(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::SetPolicy(request, answer)).await
     }
 
     async fn remove_policy(&self, request: Request<pb::RemovePolicyRequest>) -> Result<Response<pb::Policy>, Status> {
-        self.ask(|answer| Asked::RemovePolicy(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::RemovePolicy(request, answer)).await
     }
 
     async fn list_policies(
@@ -192,6 +206,11 @@ impl Client for Service {
     ) -> Result<Response<pb::ListPoliciesReply>, Status> {
         self.ask(|answer| Asked::Policies(request.into_inner(), answer)).await
     }
+}
+
+/// A request with the identity that it is carried out under.
+fn known<T: Claim>(request: Request<T>) -> Result<T, Status> {
+    identity::resolve(request.into_inner()).map_err(status)
 }
 
 /// A watched job: its detail at once, after changes, and a last time when it has ended.
@@ -215,7 +234,7 @@ impl Watched {
         }
         self.changes.mark_unchanged();
         self.shown = true;
-        let job = self.job.clone();
+        let job = pb::JobRequest { job: self.job.clone(), ..Default::default() };
         let detail = ask(&self.events, |answer| Event::Request(Asked::Job(job, answer))).await;
         self.ended |= detail.as_ref().map_or(true, has_ended);
         Some((detail.map_err(status), self))

@@ -107,7 +107,7 @@ impl JobManager {
 
     /// Waits until the job's detail is as wanted; it is pushed, not polled.
     pub(crate) async fn until(&mut self, job: &str, wanted: impl Fn(&client::JobDetail) -> bool) -> client::JobDetail {
-        let request = client::JobRequest { request_id: String::new(), job: job.to_owned() };
+        let request = client::JobRequest { job: job.to_owned(), ..Default::default() };
         let mut details = self.client.watch_job(request).await.unwrap().into_inner();
         let found = async {
             loop {

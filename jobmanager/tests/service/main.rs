@@ -26,7 +26,7 @@ async fn gone(path: &std::path::Path) {
 }
 
 fn job_request(job: &str) -> client::JobRequest {
-    client::JobRequest { request_id: String::new(), job: job.to_owned() }
+    client::JobRequest { job: job.to_owned(), ..Default::default() }
 }
 
 #[tokio::test]

@@ -10,10 +10,12 @@ use super::{local_path, view};
 use crate::args::Global;
 use crate::args::snapshots::DeleteArgs;
 use crate::connect::JobManager;
+use crate::identity::{Identity, OwnerArgs};
 use crate::{connect, output};
 
 /// `weir savepoint -d`.
-pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owner: String) -> Result<()> {
+pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owner: &OwnerArgs) -> Result<()> {
+    let owner = Identity::load(global)?.owner(owner)?;
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = delete_one(&mut jobmanager, snapshot, force, owner).await?;
     if global.json {
@@ -25,10 +27,11 @@ pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owne
 
 /// `weir snapshots delete ID…`: each on its own; the first refusal is the command's, the others are printed.
 pub(super) async fn delete(global: &Global, args: DeleteArgs) -> Result<()> {
+    let owner = Identity::load(global)?.owner(&args.owner)?;
     let mut jobmanager = connect::jobmanager(global).await?;
     let (mut deleted, mut refusal) = (Vec::new(), None);
     for snapshot in args.snapshots {
-        match delete_one(&mut jobmanager, snapshot, args.force, args.owner.clone()).await {
+        match delete_one(&mut jobmanager, snapshot, args.force, owner.clone()).await {
             Ok(reply) if global.json => deleted.push(reply_json(&reply)),
             Ok(reply) => {
                 let snapshot = reply.snapshot.unwrap_or_default();

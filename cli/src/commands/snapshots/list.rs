@@ -8,20 +8,22 @@ use weir_types::{Error, Result};
 use super::{labels, local_path, view};
 use crate::args::Global;
 use crate::args::snapshots::{ListArgs, Sort};
+use crate::identity::Identity;
 use crate::{connect, output, time};
 
 /// `weir snapshots list`.
 pub(super) async fn list(global: &Global, args: ListArgs) -> Result<()> {
+    let namespace = Identity::load(global)?.scope(&args.scope)?;
     let mut jobmanager = connect::jobmanager(global).await?;
     if args.deleted {
-        let request = pb::ListDeletedRequest { job: args.job, namespace: args.namespace };
+        let request = pb::ListDeletedRequest { job: args.job, namespace };
         let reply = jobmanager.list_deleted(request).await.map_err(|status| from_status(&status))?.into_inner();
         if global.json {
             return output::print_json(&json!(reply.snapshots.iter().map(view::deleted_json).collect::<Vec<_>>()));
         }
         return output::print(&view::deleted_table(&reply.snapshots));
     }
-    let request = wanted(args)?;
+    let request = wanted(args, namespace)?;
     let reply = jobmanager.list_snapshots(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&json!(reply.snapshots.iter().map(view::snapshot_json).collect::<Vec<_>>()));
@@ -29,7 +31,7 @@ pub(super) async fn list(global: &Global, args: ListArgs) -> Result<()> {
     output::print(&view::snapshots_table(&reply.snapshots))
 }
 
-fn wanted(args: ListArgs) -> Result<pb::ListSnapshotsRequest> {
+fn wanted(args: ListArgs, namespace: Option<String>) -> Result<pb::ListSnapshotsRequest> {
     let moment = |text: Option<String>| text.map(|text| time::parse(&text, time::now_ms())).transpose();
     let order = match args.sort {
         Sort::Time => pb::SnapshotOrder::Time,
@@ -45,7 +47,7 @@ fn wanted(args: ListArgs) -> Result<pb::ListSnapshotsRequest> {
         savepoints: (args.savepoints || args.checkpoints).then_some(args.savepoints),
         states: if args.failed { vec!["failed".to_owned()] } else { args.state },
         owner: args.owner,
-        namespace: args.namespace,
+        namespace,
         labels: labels(&args.label)?,
         since_ms: moment(args.since)?,
         until_ms: moment(args.until)?,

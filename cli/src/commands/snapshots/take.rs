@@ -11,6 +11,7 @@ use super::{absolute, labels, view};
 use crate::args::snapshots::AnnotationArgs;
 use crate::args::{Global, WaitArgs};
 use crate::connect::JobManager;
+use crate::identity::Identity;
 use crate::output::Progress;
 use crate::{connect, output};
 
@@ -41,6 +42,7 @@ async fn trigger(
     annotations: AnnotationArgs,
     wait: WaitArgs,
 ) -> Result<()> {
+    let identity = Identity::load(global)?;
     let request_id = wait.request_id.unwrap_or_else(connect::request_id);
     let request = pb::TriggerSnapshotRequest {
         request_id: request_id.clone(),
@@ -48,7 +50,8 @@ async fn trigger(
         savepoint,
         directory: directory.as_deref().map(absolute).transpose()?,
         timeout_ms: connect::timeout_ms(wait.timeout),
-        owner: wait.owner,
+        owner: identity.owner(&wait.owner)?,
+        namespace: identity.namespace(&wait.namespace)?,
         name: annotations.name,
         note: annotations.note,
         labels: labels(&annotations.label)?,
@@ -70,6 +73,7 @@ pub(crate) async fn stop(
     drain: bool,
     wait: WaitArgs,
 ) -> Result<()> {
+    let identity = Identity::load(global)?;
     let request_id = wait.request_id.unwrap_or_else(connect::request_id);
     let request = pb::StopJobRequest {
         request_id: request_id.clone(),
@@ -77,7 +81,8 @@ pub(crate) async fn stop(
         drain,
         directory: directory.as_deref().map(absolute).transpose()?,
         timeout_ms: connect::timeout_ms(wait.timeout),
-        owner: wait.owner,
+        owner: identity.owner(&wait.owner)?,
+        namespace: identity.namespace(&wait.namespace)?,
     };
     let mut jobmanager = connect::jobmanager(global).await?;
     let watched = jobmanager.clone();

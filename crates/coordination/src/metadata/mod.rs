@@ -140,12 +140,13 @@ impl State {
     ///
     /// # Errors
     /// `NOT_FOUND`, or `INVALID_ARGUMENT` if more than one is meant.
-    pub fn find_job(&self, text: &str) -> Result<&JobRecord> {
+    pub fn find_job(&self, text: &str, namespace: Option<&str>) -> Result<&JobRecord> {
         if let Some(job) = JobId::new(text).ok().and_then(|id| self.jobs.get(&id)) {
             return Ok(job);
         }
         let by_prefix: Vec<_> = self.jobs.values().filter(|job| job.id.as_str().starts_with(text)).collect();
-        let by_name = |ended: bool| move |job: &&JobRecord| job.name == text && job.state.is_terminal() == ended;
+        let named = |job: &JobRecord| job.name == text && namespace.is_none_or(|namespace| job.namespace == namespace);
+        let by_name = |ended: bool| move |job: &&JobRecord| named(job) && job.state.is_terminal() == ended;
         let candidates = [
             by_prefix,
             self.jobs.values().filter(by_name(false)).collect(),
