@@ -180,9 +180,9 @@ mod tests {
 
     #[test]
     fn the_file_lies_where_other_programs_keep_theirs() {
-        let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/ada"));
-        assert_eq!(default_file(home), Some(PathBuf::from("/home/ada/.config/weir/config.toml")));
-        let both = |name: &str| Some(OsString::from(if name == "HOME" { "/home/ada" } else { "/etc/ada" }));
+        let home = |name: &str| (name == "HOME").then(|| OsString::from("/users/ada"));
+        assert_eq!(default_file(home), Some(PathBuf::from("/users/ada/.config/weir/config.toml")));
+        let both = |name: &str| Some(OsString::from(if name == "HOME" { "/users/ada" } else { "/etc/ada" }));
         assert_eq!(default_file(both), Some(PathBuf::from("/etc/ada/weir/config.toml")));
         assert_eq!(default_file(|_| None), None);
     }

@@ -4,8 +4,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
 
+mod scenarios;
+
 use std::fmt::Write;
-use std::path::Path;
 
 use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
@@ -341,52 +342,28 @@ fn look(state: &State, now: Millis, name: &str, words: &[&str]) -> Option<String
     })
 }
 
-fn replay(text: &str) -> String {
-    let mut out = String::new();
-    let mut state = State::default();
-    for line in text.lines() {
-        let Some(step) = line.strip_prefix("> ") else {
-            if line.is_empty() || line.starts_with('#') {
-                writeln!(out, "{line}").unwrap();
-            }
-            continue;
-        };
-        writeln!(out, "{line}").unwrap();
-        let words: Vec<&str> = step.split_whitespace().collect();
-        let now = Millis(words[0].parse().unwrap());
-        let (name, words) = (words[1], &words[2..]);
-        if let Some(seen) = look(&state, now, name, words) {
-            writeln!(out, "{seen}").unwrap();
-            continue;
-        }
-        let mut answer = String::new();
-        for command in commands(name, words) {
-            match state.apply(now, command) {
-                Ok(applied) => answer = show(&state, &applied),
-                Err(error) => {
-                    answer = show_error(&error);
-                    break;
-                }
-            }
-        }
-        writeln!(out, "{answer}").unwrap();
-    }
-    out
-}
-
 #[test]
 fn scenarios_of_admission_replay() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/admission");
-    let mut files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(files.len() >= 10, "the scenarios are gone");
-    for file in files {
-        let expected = std::fs::read_to_string(&file).unwrap();
-        let actual = replay(&expected);
-        if std::env::var_os("UPDATE_SCENARIOS").is_some() {
-            std::fs::write(&file, actual).unwrap();
-        } else {
-            assert_eq!(actual, expected, "{}", file.display());
+    scenarios::replay("admission", 10, || {
+        let mut state = State::default();
+        move |words, out| {
+            let now = Millis(words[0].parse().unwrap());
+            let (name, words) = (words[1], &words[2..]);
+            if let Some(seen) = look(&state, now, name, words) {
+                writeln!(out, "{seen}").unwrap();
+                return;
+            }
+            let mut answer = String::new();
+            for command in commands(name, words) {
+                match state.apply(now, command) {
+                    Ok(applied) => answer = show(&state, &applied),
+                    Err(error) => {
+                        answer = show_error(&error);
+                        break;
+                    }
+                }
+            }
+            writeln!(out, "{answer}").unwrap();
         }
-    }
+    });
 }

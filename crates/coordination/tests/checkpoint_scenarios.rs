@@ -4,8 +4,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
 
+mod scenarios;
+
 use std::fmt::Write;
-use std::path::Path;
 
 use weir_coordination::checkpoint::{
     Action, Config, Coordinator, Event, Marked, Request, RunningAttempt, SourcePlan, Trigger,
@@ -188,48 +189,24 @@ fn show(action: &Action) -> String {
     }
 }
 
-fn replay(text: &str) -> String {
-    let mut out = String::new();
-    let mut coordinator = Coordinator::new(job(), config(&[]), BarrierId(0));
-    for line in text.lines() {
-        let Some(step) = line.strip_prefix("> ") else {
-            if line.is_empty() || line.starts_with('#') {
-                writeln!(out, "{line}").unwrap();
-            }
-            continue;
-        };
-        writeln!(out, "{line}").unwrap();
-        let words: Vec<&str> = step.split_whitespace().collect();
-        if words[0] == "config" {
-            let last = number(&words, "last-barrier").unwrap_or(0);
-            coordinator = Coordinator::new(job(), config(&words), BarrierId(last));
-            continue;
-        }
-        let now = Millis(words[0].parse().unwrap());
-        for action in coordinator.on_event(now, event(words[1], &words[2..])) {
-            writeln!(out, "{}", show(&action)).unwrap();
-        }
-        if words[1] == "tick" {
-            let at = coordinator.next_deadline().map_or_else(|| "never".to_owned(), |at| at.0.to_string());
-            writeln!(out, "next {at}").unwrap();
-        }
-    }
-    out
-}
-
 #[test]
 fn scenarios_of_the_checkpoint_coordinator_replay() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/checkpoint");
-    let mut files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(files.len() >= 10, "the scenarios are gone");
-    for file in files {
-        let expected = std::fs::read_to_string(&file).unwrap();
-        let actual = replay(&expected);
-        if std::env::var_os("UPDATE_SCENARIOS").is_some() {
-            std::fs::write(&file, actual).unwrap();
-        } else {
-            assert_eq!(actual, expected, "{}", file.display());
+    scenarios::replay("checkpoint", 10, || {
+        let mut coordinator = Coordinator::new(job(), config(&[]), BarrierId(0));
+        move |words, out| {
+            if words[0] == "config" {
+                let last = number(words, "last-barrier").unwrap_or(0);
+                coordinator = Coordinator::new(job(), config(words), BarrierId(last));
+                return;
+            }
+            let now = Millis(words[0].parse().unwrap());
+            for action in coordinator.on_event(now, event(words[1], &words[2..])) {
+                writeln!(out, "{}", show(&action)).unwrap();
+            }
+            if words[1] == "tick" {
+                let at = coordinator.next_deadline().map_or_else(|| "never".to_owned(), |at| at.0.to_string());
+                writeln!(out, "next {at}").unwrap();
+            }
         }
-    }
+    });
 }

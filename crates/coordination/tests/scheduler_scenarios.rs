@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
 
+mod scenarios;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
 
 use weir_coordination::scheduler::{Action, Config, Event, JobPlan, Recovered, Scheduler, SlotsOf};
 use weir_types::control::SubtaskStatus;
@@ -136,50 +137,26 @@ fn show(action: &Action) -> String {
     }
 }
 
-fn replay(text: &str) -> String {
-    let mut out = String::new();
-    let mut scheduler = Scheduler::new(Config { cancel_timeout_ms: 1_000, recovery_wait_ms: 500 });
-    for line in text.lines() {
-        let Some(step) = line.strip_prefix("> ") else {
-            if line.is_empty() || line.starts_with('#') {
-                writeln!(out, "{line}").unwrap();
-            }
-            continue;
-        };
-        writeln!(out, "{line}").unwrap();
-        let words: Vec<&str> = step.split_whitespace().collect();
-        let now = Millis(words[0].parse().unwrap());
-        if words[1] == "waiting" {
-            let waits = scheduler.waiting_for(now, &id(words[2])).join("; ");
-            writeln!(out, "{}", if waits.is_empty() { "nothing" } else { &waits }).unwrap();
-            continue;
-        }
-        for event in events(words[1], &words[2..]) {
-            for action in scheduler.on_event(now, event) {
-                writeln!(out, "{}", show(&action)).unwrap();
-            }
-        }
-        if words[1] == "tick" {
-            let at = scheduler.next_deadline().map_or_else(|| "never".to_owned(), |at| at.0.to_string());
-            writeln!(out, "next {at}").unwrap();
-        }
-    }
-    out
-}
-
 #[test]
 fn scenarios_of_the_scheduler_replay() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/scheduler");
-    let mut files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(files.len() >= 8, "the scenarios are gone");
-    for file in files {
-        let expected = std::fs::read_to_string(&file).unwrap();
-        let actual = replay(&expected);
-        if std::env::var_os("UPDATE_SCENARIOS").is_some() {
-            std::fs::write(&file, actual).unwrap();
-        } else {
-            assert_eq!(actual, expected, "{}", file.display());
+    scenarios::replay("scheduler", 8, || {
+        let mut scheduler = Scheduler::new(Config { cancel_timeout_ms: 1_000, recovery_wait_ms: 500 });
+        move |words, out| {
+            let now = Millis(words[0].parse().unwrap());
+            if words[1] == "waiting" {
+                let waits = scheduler.waiting_for(now, &id(words[2])).join("; ");
+                writeln!(out, "{}", if waits.is_empty() { "nothing" } else { &waits }).unwrap();
+                return;
+            }
+            for event in events(words[1], &words[2..]) {
+                for action in scheduler.on_event(now, event) {
+                    writeln!(out, "{}", show(&action)).unwrap();
+                }
+            }
+            if words[1] == "tick" {
+                let at = scheduler.next_deadline().map_or_else(|| "never".to_owned(), |at| at.0.to_string());
+                writeln!(out, "next {at}").unwrap();
+            }
         }
-    }
+    });
 }

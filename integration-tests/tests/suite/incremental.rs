@@ -12,8 +12,8 @@ use weir_integration_tests::oracle::{fold, tumble};
 use weir_proto::pb::client::v1::JobState;
 
 use crate::chaos::leaves_nothing;
-use crate::usage::settles;
 use crate::support::{append, drain, growing_script, has_read, of_sensors, read, rows_covered, submit};
+use crate::usage::settles;
 
 /// Takes a checkpoint; what it has written.
 fn checkpoint(cluster: &Cluster, job: &str) -> (Value, u64) {

@@ -12,6 +12,7 @@ mod fallback;
 mod identity;
 mod incremental;
 mod inspect;
+mod limits;
 mod local_cluster;
 mod policies;
 mod quotas;

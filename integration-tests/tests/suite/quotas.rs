@@ -8,7 +8,7 @@ use weir_integration_tests::jobs::job_in_state;
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_client::ClientClient;
 
-use crate::support::{append, growing_script, has_read, of_sensors, readings, submit, totals_script};
+use crate::support::{append, growing_script, has_read, of_sensors, submit, totals_script};
 use crate::usage::{LOOK_INTERVAL, cluster, listed, listed_as, logged, running_job, settles, used};
 
 #[tokio::test(flavor = "multi_thread")]

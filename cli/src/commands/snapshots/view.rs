@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weir_proto::pb::client::v1 as pb;
-use weir_types::Error;
+use weir_types::{Code, Error};
 
 use crate::commands::show::failure_json;
 use crate::output::{self, bytes, count};
@@ -98,12 +98,17 @@ pub(crate) fn snapshots_table(snapshots: &[pb::Snapshot]) -> String {
     output::table(&header, &[6, 7, 8, 9], rows)
 }
 
-/// Name, labels, and whether it is pinned, on one line.
+/// Name, labels, whether it is pinned, and why it failed, on one line.
 fn remarks(snapshot: &pb::Snapshot) -> String {
     let name = Some(snapshot.name.clone()).filter(|name| !name.is_empty());
     let labels = snapshot.labels.iter().map(|(key, value)| format!("{key}={value}"));
     let pinned = snapshot.pinned.then(|| "pinned".to_owned());
-    name.into_iter().chain(labels).chain(pinned).collect::<Vec<_>>().join(" ")
+    let failure = snapshot.failure.clone().map(|failure| match Error::from(failure) {
+        // Which limit it was is what one looks for in a list; other reasons may be long.
+        refusal if refusal.code == Code::QuotaExceeded => refusal.to_string(),
+        error => error.code.to_string(),
+    });
+    name.into_iter().chain(labels).chain(pinned).chain(failure).collect::<Vec<_>>().join(" ")
 }
 
 /// What people say about a snapshot, for people.
