@@ -121,12 +121,14 @@ pub async fn run(rpc: TcpListener, http: TcpListener, config: Config, shutdown: 
         };
         let planner = leader.planner();
         let collecting = tokio::spawn(leader.collector().run(shutdown.clone()));
+        let watching = tokio::spawn(leader.pin_watch().run(shutdown.clone()));
         let server = tokio::spawn(rpc::serve(rpc, events, planner, shutdown.clone()));
         readiness.set_ready();
         let led = leader.lead(inbox, shutdown.clone()).await;
         shutdown.request();
-        // It may wait for a store that does not answer; nothing it does needs to be finished.
+        // They may wait for a store that does not answer; nothing they do needs to be finished.
         collecting.abort();
+        watching.abort();
         let served = joined(server.await, "the gRPC server failed");
         node.stop().await;
         led.and(served)

@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Removed { snapshot: SnapshotId, result: Result<()> },
     /// What a TaskManager could not read of a snapshot was read here: the damage that was found, if there is any.
     Suspected { job: JobId, snapshot: SnapshotId, found: Result<Option<Error>> },
+    /// A stream no longer holds what a completed snapshot goes on from.
+    CutOff { job: JobId, snapshot: SnapshotId, reason: String },
     /// Every byte of a snapshot was read, or there is no manifest to compare it with.
     Verified { snapshot: SnapshotId, report: Result<Box<Report>> },
     /// Shared files that nothing refers to are gone, or could not be deleted.

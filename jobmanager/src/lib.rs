@@ -14,6 +14,7 @@ mod http;
 mod identity;
 mod leader;
 mod metadata;
+mod pins;
 mod planning;
 mod restore;
 mod rpc;

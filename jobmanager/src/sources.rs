@@ -207,15 +207,16 @@ pub(crate) async fn extents(
 ///
 /// # Errors
 /// If the store cannot say.
-pub(crate) async fn lost<'a>(
+pub(crate) async fn lost(
     store: &StoreClient,
     records: &[SourceRecord],
-    positions: impl Iterator<Item = (&'a OperatorUid, &'a SplitPosition)>,
+    positions: &[SourcePositions],
 ) -> Result<Option<Error>> {
     let extents = extents(store, records).await?;
     let mut lost = Vec::new();
     let mut highest = Offset(0);
-    for (uid, position) in positions.filter(|(_, position)| !position.finished) {
+    let splits = positions.iter().flat_map(|source| source.splits.iter().map(|split| (&source.uid, split)));
+    for (uid, position) in splits.filter(|(_, position)| !position.finished) {
         let extent = extents.get(uid).and_then(|splits| splits.get(&position.split));
         let Some(head) = extent.map(|extent| extent.head).filter(|head| position.offset < *head) else { continue };
         let stream = records.iter().find(|source| source.uid == *uid).and_then(|source| source.group.as_ref());

@@ -230,7 +230,8 @@ impl Store {
     /// `FAILED_PRECONDITION` naming the holders of pins in the way, unless `force` is given: then the report has them.
     pub async fn truncate(&self, name: &StreamName, cut: StreamCut, force: bool) -> Result<TruncateReport> {
         let stream = self.inner.stream(name)?;
-        blocking(move || stream.truncate(&cut, force)).await
+        let now = self.inner.clock.now();
+        blocking(move || stream.truncate(&cut, force, now)).await
     }
 
     /// Fences off lower epochs: once this has returned, no partition of the stream takes appends of them any more, from
@@ -270,6 +271,16 @@ impl Store {
     /// `NOT_FOUND`.
     pub fn pins(&self, name: &StreamName) -> Result<Vec<Pin>> {
         Ok(self.inner.stream(name)?.pins())
+    }
+
+    /// Pins of all streams that forced truncations have passed and whose holders have not dropped them.
+    pub fn broken_pins(&self) -> Vec<(StreamName, Pin)> {
+        let streams = self.inner.streams.read();
+        let broken = |stream: &Arc<StreamState>| {
+            let name = stream.name.clone();
+            stream.pins().into_iter().filter(|pin| !pin.holds()).map(move |pin| (name.clone(), pin))
+        };
+        streams.values().flat_map(broken).collect()
     }
 
     /// Looks at retention, background syncs and leases now instead of at the next interval.
@@ -331,7 +342,8 @@ impl Inner {
     fn delete_stream(&self, name: &StreamName, force: bool) -> Result<()> {
         let _held = self.catalogue.lock();
         let stream = self.stream(name)?;
-        if let Some(pin) = stream.pins().first().filter(|_| !force) {
+        if let Some(pin) = stream.pins().iter().find(|pin| pin.holds()).filter(|_| !force) {
+            warn!(stream = %name, holder = %pin.holder, "deletion refused: pinned");
             let what = format!("stream {name} is pinned by {}", pin.holder);
             return Err(Error::new(Code::FailedPrecondition, what)
                 .with_hint("Delete those snapshots or pins first, or force it."));

@@ -266,7 +266,7 @@ impl StreamState {
             return Err(Error::invalid("a pin needs the offset of at least one partition"));
         }
         let created_at_ms = pins.get(&holder).map_or(now.0, |pin| pin.created_at_ms);
-        let pin = Pin { holder: holder.clone(), cut, created_at_ms };
+        let pin = Pin { holder: holder.clone(), cut, created_at_ms, broken_at_ms: None };
         let mut changed = pins.clone();
         changed.insert(holder, pin.clone());
         self.write_pins(&changed)?;
@@ -301,8 +301,9 @@ impl StreamState {
         replace_file(&self.dir.join("pins.json"), &to_json(&file)?)
     }
 
-    /// Truncates to `cut`, unless pins are in the way and `force` is not given.
-    pub(crate) fn truncate(&self, cut: &StreamCut, force: bool) -> Result<TruncateReport> {
+    /// Truncates to `cut`, unless pins are in the way and `force` is not given. Those that are passed are remembered as
+    /// broken, durably and before anything is truncated.
+    pub(crate) fn truncate(&self, cut: &StreamCut, force: bool, now: Millis) -> Result<TruncateReport> {
         let mut pins = self.pins.lock();
         for (id, offset) in &cut.0 {
             let partition = self.partition(*id)?;
@@ -320,8 +321,11 @@ impl StreamState {
             }
         }
         let overruns = |pin: &Pin| cut.0.iter().any(|(id, offset)| pin.cut.get(*id).is_some_and(|held| held < *offset));
-        let overrun: Vec<Pin> = pins.values().filter(|pin| overruns(pin)).cloned().collect();
+        let mut overrun: Vec<Pin> = pins.values().filter(|pin| pin.holds() && overruns(pin)).cloned().collect();
         if let Some(first) = overrun.first().filter(|_| !force) {
+            for Pin { holder, .. } in &overrun {
+                warn!(stream = %self.name, %cut, %holder, snapshot = about(holder), "truncation refused: pinned");
+            }
             let holders: Vec<_> = overrun.iter().map(|pin| pin.holder.as_str()).collect();
             let what = format!("stream {} is pinned by {} before this cut", self.name, first.holder);
             return Err(Error::new(Code::FailedPrecondition, what)
@@ -330,11 +334,14 @@ impl StreamState {
         }
         if !overrun.is_empty() {
             let mut changed = pins.clone();
-            changed.retain(|_, pin| !overruns(pin));
+            for pin in &mut overrun {
+                pin.broken_at_ms = Some(now.0);
+                changed.insert(pin.holder.clone(), pin.clone());
+            }
             self.write_pins(&changed)?;
             *pins = changed;
-            for pin in &overrun {
-                warn!(stream = %self.name, holder = %pin.holder, snapshot = about(&pin.holder), "pin overrun by a forced truncation");
+            for Pin { holder, .. } in &overrun {
+                warn!(stream = %self.name, %cut, %holder, snapshot = about(holder), "pin broken by a forced truncation");
             }
         }
         for (id, offset) in &cut.0 {
@@ -354,7 +361,8 @@ impl StreamState {
         let mut held_by = None;
         for partition in self.open_partitions() {
             let target = crate::retention::target(partition, retention, now)?;
-            let holder = pins.values().filter_map(|pin| Some((pin.cut.get(partition.id())?, &pin.holder))).min();
+            let pins = pins.values().filter(|pin| pin.holds());
+            let holder = pins.filter_map(|pin| Some((pin.cut.get(partition.id())?, &pin.holder))).min();
             let allowed = match holder {
                 Some((offset, holder)) if offset < target => {
                     held_by = Some(holder.clone());

@@ -13,7 +13,7 @@ use weir_stream_store::{RecordBlock, RecordBlockBuilder};
 use weir_types::Code;
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{ProducerStamp, StreamOptions};
+use weir_types::store::{Pin, ProducerStamp, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 
 use support::Server;
@@ -222,13 +222,47 @@ async fn truncation_stops_at_a_pin_and_readers_below_the_head_are_told() {
     assert_eq!(refused.code, Code::FailedPrecondition);
     assert!(refused.message.contains("sp-1"), "{refused}");
     assert_eq!(client.truncate(&name(), &cut(&[(0, 1)]), false).await.unwrap().heads, cut(&[(0, 1)]));
+    assert_eq!(client.broken_pins().await.unwrap(), []);
     let forced = client.truncate(&name(), &cut(&[(0, 2)]), true).await.unwrap();
-    assert_eq!(forced.overrun.iter().map(|pin| pin.holder.clone()).collect::<Vec<_>>(), [holder]);
-    assert_eq!(client.pins(&name()).await.unwrap(), []);
+    let [broken] = &forced.overrun[..] else { panic!("one pin was in the way: {forced:?}") };
+    assert_eq!((&broken.holder, &broken.cut, broken.holds()), (&holder, &cut(&[(0, 1)]), false));
+    assert_eq!(client.broken_pins().await.unwrap(), [(name(), broken.clone())]);
     let mut reader = Reader::open(&client, &name(), cut(&[(0, 0)]), ReaderOptions::default());
     let error = reader.next().await.unwrap_err();
     assert_eq!(error.code, Code::OffsetTruncated);
     assert_eq!(error.facts.as_deref(), Some(&Facts::OffsetTruncated { head: Offset(2) }));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_pin_holds_nothing_and_is_remembered_until_its_holder_drops_or_moves_it() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    client.append(&name(), PartitionId(0), &block(&["0", "1", "2", "3"]), None).await.unwrap();
+    let [first, second] = ["sp-1", "sp-2"].map(|holder| PinHolder::new(holder).unwrap());
+    for holder in [&first, &second] {
+        client.pin(&name(), holder, &cut(&[(0, 0)])).await.unwrap();
+    }
+    client.truncate(&name(), &cut(&[(0, 2)]), true).await.unwrap();
+    server.stop().await;
+
+    let server = Server::start(dir.path()).await;
+    let client = server.client();
+    let holders = |broken: Vec<(StreamName, Pin)>| broken.into_iter().map(|(_, pin)| pin.holder).collect::<Vec<_>>();
+    assert_eq!(holders(client.broken_pins().await.unwrap()), [first.clone(), second.clone()]);
+    assert_eq!(client.truncate(&name(), &cut(&[(0, 3)]), false).await.unwrap().overrun, [], "they hold nothing");
+    // What is pinned anew holds again; what was lost cannot be pinned.
+    assert_eq!(client.pin(&name(), &first, &cut(&[(0, 1)])).await.unwrap_err().code, Code::OffsetTruncated);
+    assert!(client.pin(&name(), &first, &cut(&[(0, 3)])).await.unwrap().holds());
+    assert_eq!(client.truncate(&name(), &cut(&[(0, 4)]), false).await.unwrap_err().code, Code::FailedPrecondition);
+    assert_eq!(holders(client.broken_pins().await.unwrap()), [second.clone()]);
+    client.unpin(&name(), &second).await.unwrap();
+    assert_eq!(client.broken_pins().await.unwrap(), []);
+    // Nor does a broken pin keep a stream from being deleted.
+    client.truncate(&name(), &cut(&[(0, 4)]), true).await.unwrap();
+    client.delete_stream(&name(), false).await.unwrap();
     server.stop().await;
 }
 

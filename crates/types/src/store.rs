@@ -169,7 +169,8 @@ impl StreamInfo {
     }
 }
 
-/// A named hold on a stream: nothing at or behind its cut is truncated. Pins outlive reader groups.
+/// A named hold on a stream: nothing at or behind its cut is truncated, unless somebody forces it. Pins outlive reader
+/// groups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     /// Who holds it; one pin per holder and stream.
@@ -178,6 +179,17 @@ pub struct Pin {
     pub cut: StreamCut,
     /// Since when, in milliseconds since the epoch.
     pub created_at_ms: u64,
+    /// When a forced truncation passed it, in milliseconds since the epoch: it holds nothing any more, and is remembered
+    /// for its holder. None: it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken_at_ms: Option<u64>,
+}
+
+impl Pin {
+    /// Whether it still holds.
+    pub fn holds(&self) -> bool {
+        self.broken_at_ms.is_none()
+    }
 }
 
 /// What a truncation did.
@@ -185,7 +197,8 @@ pub struct Pin {
 pub struct TruncateReport {
     /// The oldest readable offset of every partition, now.
     pub heads: StreamCut,
-    /// Forced truncation only: the pins that can no longer be honoured. They are gone.
+    /// Forced truncation only: the pins that can no longer be honoured. They stay, as broken ones, until their holders drop
+    /// them.
     pub overrun: Vec<Pin>,
 }
 

@@ -1,10 +1,13 @@
 //! Recovery from damaged snapshots: a job goes on from the newest one that is whole, says so, and never from nothing.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
-use weir_integration_tests::cluster::Cluster;
+use weir_integration_tests::cluster::{Cluster, DEADLINE};
 use weir_integration_tests::jobs::{job_in_state, job_until};
 use weir_integration_tests::oracle::{fold, tumble};
 use weir_proto::pb::client::v1::JobState;
+use weir_stream_store::client::StoreClient;
 
 use crate::support::{
     append, damage, drain, has_read, manifest_of, metric, own_files, read, readings, submit, totals_script,
@@ -170,4 +173,106 @@ async fn a_snapshot_that_a_user_named_is_not_replaced_by_another_one() {
     assert_eq!(refused.code, 21, "{}", refused.stderr);
     let resumed = submit(&cluster, &script(), &["-p", "2", "-s", text(&older, "id")]);
     ends_exactly(&cluster, &resumed, &rows, 2 * STEP).await;
+}
+
+/// A partition that was read between two snapshots: `PARTITION=OFFSET` of the later one.
+fn place_between(earlier: &Value, later: &Value) -> String {
+    let sources = |of: &Value| of["sources"].as_array().expect("sources").clone();
+    let moved = sources(later).into_iter().find(|split| {
+        let before = sources(earlier).into_iter().find(|of| of["split"] == split["split"]).expect("a split");
+        split["offset"].as_u64() > before["offset"].as_u64()
+    });
+    let split = moved.expect("a partition that was read");
+    format!("{}={}", text(&split, "split").trim_start_matches("p-"), split["offset"])
+}
+
+/// Waits until a snapshot is shown in this state.
+async fn in_state(cluster: &Cluster, snapshot: &Value, state: &str) -> Value {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let shown = cluster.weir_json(&["snapshots", "show", text(snapshot, "id")]);
+        if shown["state"] == state {
+            return shown;
+        }
+        assert!(Instant::now() < deadline, "it is not {state}: {shown:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncation_that_was_forced_while_the_jobmanager_was_down_makes_a_snapshot_unrestorable() {
+    let mut cluster = Cluster::start(1, 2);
+    let rows = readings(0, 3 * STEP as u64);
+    let (job, taken) = checkpoints(&cluster, &rows, 2).await;
+    let (first, second) = (text(&taken[0], "id"), text(&taken[1], "id"));
+    let place = place_between(&taken[0], &taken[1]);
+    let refused = cluster.weir(&["stream", "truncate", "test/in", "--before", &place]);
+    assert_eq!(refused.code, 8, "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("is pinned by {first} before this cut")), "{}", refused.stderr);
+    let log = std::fs::read_to_string(format!("{}/store.log", cluster.path("log"))).expect("a log");
+    let line = log.lines().find(|line| line.contains("truncation refused: pinned")).expect("a line of the log");
+    assert!(line.contains("stream=test/in") && line.contains(&format!("snapshot={first}")), "{line}");
+    cluster.kill("jobmanager");
+    let forced = cluster.weir(&["stream", "truncate", "test/in", "--before", &place, "--force"]);
+    assert_eq!(forced.code, 0, "{}", forced.stderr);
+    assert!(forced.stdout.ends_with(&format!("pin of {first} can no longer be honoured\n")), "{}", forced.stdout);
+    cluster.restart("jobmanager");
+    let shown = in_state(&cluster, &taken[0], "UNRESTORABLE").await;
+    let reason = text(&shown, "unrestorable");
+    assert!(reason.starts_with("a truncation of stream test/in was forced at "), "{reason}");
+    let (partition, head) = place.split_once('=').expect("a place");
+    assert!(reason.contains(&format!("partition {partition} begins at {head}, the snapshot is at ")), "{reason}");
+    assert_eq!(cluster.weir_json(&["snapshots", "show", second])["state"], "COMPLETED");
+    let listed = cluster.weir_json(&["snapshots", "list", "--state", "unrestorable"]);
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["id"]), (Some(1), &json!(first)));
+    let explained = cluster.weir_json(&["snapshots", "explain", first]);
+    let expected = format!("; it can no longer be restored: {reason}");
+    assert!(text(&explained, "summary").contains(&expected), "{explained:#}");
+
+    let file = cluster.write("job.sql", &script());
+    let refused = cluster.weir(&["run", "-d", "-s", first, &file]);
+    assert_eq!(refused.code, 21, "{}", refused.stderr);
+    let line = format!("error[UNRESTORABLE]: snapshot {first} is UNRESTORABLE and cannot be restored");
+    assert_eq!(refused.stderr.lines().next(), Some(line.as_str()));
+    assert!(refused.stderr.contains(reason), "{}", refused.stderr);
+    let planned = cluster.weir(&["run", "-s", first, "--plan", &file]);
+    assert_eq!((planned.code, &planned.stderr), (21, &refused.stderr));
+
+    // Its files and its broken pin go like those of any other; the job goes on from the newer one.
+    assert_eq!(cluster.weir(&["snapshots", "delete", first]).code, 0);
+    let store = StoreClient::connect(&cluster.address("store")).expect("an address");
+    assert_eq!(store.broken_pins().await.expect("pins"), []);
+    ends_exactly(&cluster, &job, &rows, 2 * STEP).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_sources_were_truncated_past_all_its_snapshots_fails_naming_them() {
+    let mut cluster = Cluster::start(1, 2);
+    let rows = readings(0, 3 * STEP as u64);
+    let (job, taken) = checkpoints(&cluster, &rows, 2).await;
+    append(&cluster, "test/in", &rows[2 * STEP..]);
+    has_read(&cluster, &job, 3 * STEP as u64).await;
+    cluster.kill("jobmanager");
+    let described = cluster.weir_json(&["stream", "describe", "test/in"]);
+    let sources = taken[1]["sources"].as_array().expect("sources");
+    let partitions = described["partitions"].as_array().expect("partitions").iter();
+    let behind =
+        partitions.filter_map(|partition| Some((partition["partition"].as_u64()?, partition["end"].as_u64()?)));
+    let mut behind = behind.filter(|(number, end)| {
+        sources.iter().any(|split| split["split"] == format!("p-{number}") && split["offset"].as_u64() < Some(*end))
+    });
+    let (partition, end) = behind.next().expect("a partition that was read since");
+    let place = format!("{partition}={end}");
+    let forced = cluster.weir(&["stream", "truncate", "test/in", "--before", &place, "--force"]);
+    assert_eq!(forced.code, 0, "{}", forced.stderr);
+    cluster.restart("jobmanager");
+    job_in_state(&cluster, &job, JobState::Failed).await;
+    let failure = cluster.weir_json(&["job", "show", &job])["job"]["failure"].clone();
+    assert_eq!(failure["code"], "UNRESTORABLE", "{failure:#}");
+    let detail = text(&failure, "detail");
+    for snapshot in &taken {
+        assert!(detail.contains(&format!("{}: ", text(snapshot, "id"))), "{detail}");
+        in_state(&cluster, snapshot, "UNRESTORABLE").await;
+    }
+    assert!(detail.contains(&format!("partition {partition} begins at {end}, the snapshot is at ")), "{detail}");
 }

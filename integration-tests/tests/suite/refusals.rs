@@ -2,7 +2,7 @@
 
 use weir_integration_tests::cluster::{Cluster, Ran};
 
-use crate::support::{append, copy, has_read, readings, submit, totals_script};
+use crate::support::{append, copy, damage, has_read, lines, readings, submit, totals_script};
 
 /// The first line of an error, and its exit code.
 fn refusal(ran: &Ran) -> (i32, &str) {
@@ -128,4 +128,23 @@ async fn a_malformed_argument_is_explained_without_an_error_code() {
     let input = cluster.write("input.jsonl", "{}\n");
     let ran = cluster.weir(&["quickstart", "--input", &input, "--script", "no-such.sql"]);
     assert_eq!(refusal(&ran), (6, "error[NOT_FOUND]: could not read the script no-such.sql"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_damaged_records_is_logged_by_the_store_with_file_offset_and_stream() {
+    let cluster = Cluster::start(0, 1);
+    let rows = cluster.write("rows.jsonl", &lines(&readings(0, 100)));
+    assert_eq!(cluster.weir(&["stream", "append", "test/in", &rows, "--create", "1"]).code, 0);
+    let partition = format!("{}/streams/test/in/p-00000", cluster.path("store"));
+    let files = std::fs::read_dir(&partition).expect("a partition").flatten().map(|entry| entry.path());
+    let segment = files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "log")).expect("a segment");
+    damage::flip(&segment);
+    let ran = cluster.weir(&["stream", "read", "test/in"]);
+    assert_eq!(ran.code, 19, "{}", ran.stderr);
+    let log = std::fs::read_to_string(format!("{}/store.log", cluster.path("log"))).expect("a log");
+    let line = log.lines().find(|line| line.contains("read failed")).expect("a line of the log");
+    let file = format!("file={}", segment.display());
+    for part in ["ERROR", "stream=test/in", "partition=0", &file, "offset=0", "code=CORRUPT"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
 }

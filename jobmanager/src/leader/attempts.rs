@@ -11,6 +11,7 @@ use weir_types::control::{CancelAttempt, FinishAttempt, ToTaskManager};
 use weir_types::deployment::{Deployment, Placement, Restore, SplitAssignment};
 use weir_types::ids::{Attempt, JobId};
 use weir_types::job::JobChange;
+use weir_types::snapshot::SourcePositions;
 use weir_types::{Code, Error, Result};
 
 use super::{Leader, Then};
@@ -199,8 +200,10 @@ async fn prepare(
     };
     let splits = divide_splits(record, manifest.as_ref())?;
     if manifest.is_some() {
-        let positions = splits.iter().map(|assignment| (&assignment.uid, &assignment.position));
-        if let Some(lost) = sources::lost(store, &record.sources, positions).await? {
+        let position =
+            |of: &SplitAssignment| SourcePositions { uid: of.uid.clone(), splits: vec![of.position.clone()] };
+        let positions: Vec<_> = splits.iter().map(position).collect();
+        if let Some(lost) = sources::lost(store, &record.sources, &positions).await? {
             return Err(Unprepared::CutOff(lost));
         }
     }

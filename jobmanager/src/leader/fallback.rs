@@ -144,6 +144,14 @@ impl Leader {
         self.absolve(job);
     }
 
+    /// Somebody has forced a truncation past what a snapshot goes on from.
+    pub(super) fn on_cut_off(&mut self, job: &JobId, snapshot: SnapshotId, reason: String) {
+        // It may have been told more than once.
+        if self.entry(&snapshot).is_some_and(|entry| entry.unrestorable.is_none()) {
+            self.condemn(job, Command::CutOff { snapshot, reason });
+        }
+    }
+
     fn condemn(&mut self, job: &JobId, command: Command) {
         let snapshot = match &command {
             Command::Verified { snapshot, damage, .. } => {

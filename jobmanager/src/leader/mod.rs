@@ -52,6 +52,7 @@ use crate::event::{Answer, Draft, Event, Prepared};
 use crate::explain::Hosts;
 use crate::gc::Collector;
 use crate::metadata::{Machine, now};
+use crate::pins::PinWatch;
 use crate::planning::Planner;
 use fallback::Start;
 use grants::{Account, Amount};
@@ -213,6 +214,11 @@ impl Leader {
         }
     }
 
+    /// What looks for pins that somebody has broken.
+    pub(crate) fn pin_watch(&self) -> PinWatch {
+        PinWatch { store: self.store.clone(), node: self.node.clone(), events: self.events.clone() }
+    }
+
     /// Plans scripts.
     pub(crate) fn planner(&self) -> Planner {
         self.planner.clone()
@@ -242,6 +248,7 @@ impl Leader {
             Event::Swept { snapshot, result } => self.on_swept(&snapshot, result),
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
             Event::Suspected { job, snapshot, found } => self.on_suspected(&job, snapshot, found),
+            Event::CutOff { job, snapshot, reason } => self.on_cut_off(&job, snapshot, reason),
             Event::Verified { snapshot, report } => self.on_verified(snapshot, report),
             Event::SharedDeleted { job, names, deleted } => self.on_shared_deleted(job, names, deleted),
         }

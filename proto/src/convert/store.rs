@@ -166,8 +166,13 @@ impl From<pb::PartitionInfo> for PartitionInfo {
 
 impl From<&Pin> for pb::Pin {
     fn from(pin: &Pin) -> Self {
-        let Pin { holder, cut, created_at_ms } = pin;
-        Self { holder: holder.to_string(), cut: cut_to_pb(cut), created_at_ms: *created_at_ms }
+        let Pin { holder, cut, created_at_ms, broken_at_ms } = pin;
+        Self {
+            holder: holder.to_string(),
+            cut: cut_to_pb(cut),
+            created_at_ms: *created_at_ms,
+            broken_at_ms: *broken_at_ms,
+        }
     }
 }
 
@@ -175,8 +180,8 @@ impl TryFrom<pb::Pin> for Pin {
     type Error = Error;
 
     fn try_from(pin: pb::Pin) -> Result<Self> {
-        let pb::Pin { holder, cut, created_at_ms } = pin;
-        Ok(Self { holder: PinHolder::new(holder)?, cut: cut_from_pb(cut), created_at_ms })
+        let pb::Pin { holder, cut, created_at_ms, broken_at_ms } = pin;
+        Ok(Self { holder: PinHolder::new(holder)?, cut: cut_from_pb(cut), created_at_ms, broken_at_ms })
     }
 }
 
@@ -256,7 +261,8 @@ mod tests {
         assert_eq!(StreamInfo::try_from(pb::StreamInfo::from(&info)).unwrap(), info);
 
         let cut = StreamCut(BTreeMap::from([(PartitionId(0), Offset(4)), (PartitionId(1), Offset(6))]));
-        let pin = Pin { holder: PinHolder::new("sp-1").unwrap(), cut: cut.clone(), created_at_ms: 3 };
+        let pin =
+            Pin { holder: PinHolder::new("sp-1").unwrap(), cut: cut.clone(), created_at_ms: 3, broken_at_ms: Some(4) };
         let report = TruncateReport { heads: cut, overrun: vec![pin] };
         assert_eq!(TruncateReport::try_from(pb::TruncateReport::from(&report)).unwrap(), report);
     }

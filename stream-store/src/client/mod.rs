@@ -238,6 +238,20 @@ impl StoreClient {
         let reply = call(self.streams().list_pins(stream_ref(name))).await?;
         reply.pins.into_iter().map(TryInto::try_into).collect()
     }
+
+    /// Pins of all streams that forced truncations have passed and whose holders have not dropped them.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn broken_pins(&self) -> Result<Vec<(StreamName, Pin)>> {
+        let reply = call(self.streams().list_broken_pins(pb::Empty {})).await?;
+        let pin = |found: pb::StreamPin| {
+            let pin =
+                found.pin.ok_or_else(|| Error::internal("the store named a pin without saying anything of it"))?;
+            Ok((found.stream.parse()?, pin.try_into()?))
+        };
+        reply.pins.into_iter().map(pin).collect()
+    }
 }
 
 fn stream_ref(name: &StreamName) -> pb::StreamRef {

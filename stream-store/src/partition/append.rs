@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::field::display;
+use tracing::{error, warn};
 use weir_types::store::{Appended, Durability, ProducerStamp};
 use weir_types::stream::Offset;
 use weir_types::time::Millis;
@@ -62,6 +64,7 @@ impl Partition {
                 () => Ok(()),
             });
             if let Err(error) = ready {
+                self.log_failed_append(&writer, &error);
                 jobs.for_each(|job| answer(job, Err(error.clone())));
                 return;
             }
@@ -76,7 +79,7 @@ impl Partition {
         let mut next = writer.next;
         let mut position = writer.position;
         for job in jobs {
-            let verdict = job.producer.as_ref().map_or(Ok(Verdict::Append), |stamp| {
+            let verdict: Result<Verdict> = job.producer.as_ref().map_or(Ok(Verdict::Append), |stamp| {
                 self.setup.fences.check(&stamp.producer, stamp.epoch)?;
                 // What is there already is answered so even when its transaction has ended meanwhile.
                 let verdict = writer.producers.check(stamp)?;
@@ -86,7 +89,12 @@ impl Partition {
                 Ok(verdict)
             });
             match verdict {
-                Err(error) => answer(job, Err(error)),
+                Err(error) => {
+                    let producer = job.producer.as_ref().map(|stamp| display(&stamp.producer));
+                    warn!(stream = %self.setup.stream, partition = %self.setup.id, offset = %next, producer,
+                        code = %error.code, %error, "append refused");
+                    answer(job, Err(error));
+                }
                 Ok(Verdict::Duplicate(base_offset)) => {
                     placed.push(Placed { job, result: Appended { base_offset, duplicate: true }, frame: None });
                 }
@@ -125,6 +133,7 @@ impl Partition {
             }
             Err(error) => {
                 metrics::counter!("weir_store_failed_writes_total").increment(1);
+                self.log_failed_append(writer, &error);
                 for Placed { job, frame, .. } in placed.iter().rev() {
                     if let (Some((_, before)), Some(stamp)) = (frame, &job.producer) {
                         writer.producers.restore(&stamp.producer, before.clone());
@@ -159,6 +168,12 @@ impl Partition {
         self.sync(&mut writer)?;
         self.publish(&mut writer, now, markers.iter());
         Ok(())
+    }
+
+    fn log_failed_append(&self, writer: &Writer, error: &Error) {
+        let file = log_path(&self.setup.dir, writer.base);
+        error!(stream = %self.setup.stream, partition = %self.setup.id, file = %file.display(), offset = %writer.next,
+            position = writer.position, code = %error.code, %error, "append failed");
     }
 
     /// Writes frames behind the log's end and returns how many bytes they are.

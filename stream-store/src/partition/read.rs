@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use tracing::{error, warn};
 use weir_types::error::Facts;
 use weir_types::ids::TransactionNumber;
 use weir_types::store::Isolation;
@@ -58,6 +59,32 @@ struct Readable {
 impl Partition {
     /// Reads frames from `from` on, about `max_bytes` of them, at least one if there is one. Blocks on the disk.
     pub(crate) fn read(
+        &self,
+        from: Offset,
+        cursor: Option<Cursor>,
+        max_bytes: usize,
+        isolation: Isolation,
+    ) -> Result<Slice> {
+        let read = self.read_slice(from, cursor, max_bytes, isolation);
+        read.inspect_err(|error| self.log_failed_read(from, error))
+    }
+
+    /// The error itself names the file, and where in it the damage is.
+    fn log_failed_read(&self, from: Offset, error: &Error) {
+        let (stream, partition) = (&self.setup.stream, self.setup.id);
+        if error.code == Code::OffsetTruncated {
+            return warn!(%stream, %partition, offset = %from, code = %error.code, %error, "read refused");
+        }
+        let base = {
+            let view = self.view.read();
+            let bases = view.sealed.iter().map(|segment| segment.base).chain([view.active.base]);
+            bases.filter(|base| *base <= from).max().unwrap_or(view.active.base)
+        };
+        let file = log_path(&self.setup.dir, base);
+        error!(%stream, %partition, file = %file.display(), offset = %from, code = %error.code, %error, "read failed");
+    }
+
+    fn read_slice(
         &self,
         from: Offset,
         cursor: Option<Cursor>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
+use tracing::warn;
 use weir_proto::convert::store::{cut_from_pb, isolation_from_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::read_request::Kind;
@@ -61,7 +62,9 @@ pub(crate) async fn serve(context: Context, mut requests: Streaming<pb::ReadRequ
     let isolation = isolation_from_pb(isolation).map_err(status)?;
     let stream = stream.parse().and_then(|name| context.store.inner.stream(&name)).map_err(status)?;
     let from = cut_from_pb(from);
-    check_start(&stream, &from).map_err(status)?;
+    check_start(&stream, &from)
+        .inspect_err(|error| warn!(stream = %stream.name, %from, code = %error.code, %error, "read refused"))
+        .map_err(status)?;
     let until = cut_from_pb(until);
     let source = |(id, next): (PartitionId, Offset)| Source { id, next, until: until.get(id), cursor: None };
     let (replies, outgoing) = mpsc::channel(UNSENT_MAX);

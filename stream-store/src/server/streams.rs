@@ -8,6 +8,7 @@ use weir_proto::pb::store::v1::streams_server::Streams;
 use weir_proto::to_status;
 use weir_types::Error;
 use weir_types::ids::{Epoch, PinHolder, ProducerId, TransactionId};
+use weir_types::store::Pin;
 use weir_types::stream::StreamName;
 
 use super::{Context, append, read};
@@ -170,5 +171,15 @@ impl Streams for StreamsService {
         let name = stream_name(&request.into_inner().stream)?;
         let pins = self.0.store.pins(&name).map_err(status)?;
         Ok(Response::new(pb::ListPinsReply { pins: pins.iter().map(Into::into).collect() }))
+    }
+
+    async fn list_broken_pins(
+        &self,
+        _request: Request<pb::Empty>,
+    ) -> Result<Response<pb::ListBrokenPinsReply>, Status> {
+        let broken = self.0.store.broken_pins();
+        let pin =
+            |(stream, pin): &(StreamName, Pin)| pb::StreamPin { stream: stream.to_string(), pin: Some(pin.into()) };
+        Ok(Response::new(pb::ListBrokenPinsReply { pins: broken.iter().map(pin).collect() }))
     }
 }
