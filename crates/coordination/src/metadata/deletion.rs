@@ -108,8 +108,10 @@ impl State {
             }
             SnapshotState::Completed => {}
         }
+        // What is of no use to recovery may still be what a checkpoint under way builds on.
+        let in_flight = self.snapshots.of_job(&entry.job).is_some_and(|sums| !sums.in_flight.is_empty());
         if entry.kind == SnapshotKind::Checkpoint
-            && entry.fault().is_none()
+            && (entry.fault().is_none() || in_flight)
             && self.jobs.get(&entry.job).is_some_and(|job| !job.state.is_terminal())
         {
             return Err(refused(format!("{id} is a checkpoint: its job retires it"))
