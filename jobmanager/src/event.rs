@@ -11,6 +11,8 @@ use weir_types::deployment::{Placement, Restore, SplitAssignment};
 use weir_types::ids::{Attempt, JobId, RequestId, SnapshotId, TaskManagerId};
 use weir_types::{Error, Result};
 
+use crate::import::Examined;
+
 /// Events that may wait for the leader; beyond this, whoever brings one waits.
 pub(crate) const QUEUE_MAX: usize = 4096;
 /// Messages that may wait for a TaskManager; one that takes no more is lost.
@@ -48,6 +50,10 @@ pub(crate) enum Event {
     Drafted { job: JobId, snapshot: SnapshotId, draft: Result<Box<Draft>> },
     /// Whether the manifest of a snapshot that an earlier JobManager left is there; if not, it cannot appear any more.
     Settled { snapshot: SnapshotId, found: Result<Option<Contents>> },
+    /// A savepoint that is to be imported was read, or is none.
+    Examined { request: RequestId, wanted: Box<pb::ImportSnapshotRequest>, examined: Result<Box<Examined>> },
+    /// An import's files are there, or could not be copied.
+    Copied { snapshot: SnapshotId, copied: Result<Contents> },
     /// What a failed snapshot had left is gone, or could not be removed.
     Swept { snapshot: SnapshotId, result: Result<()> },
     /// A snapshot's files are gone, or could not be removed.
@@ -121,6 +127,7 @@ pub(crate) enum Request {
     Explain(String, Answer<pb::SnapshotExplanation>),
     Verify(String, Answer<pb::VerifySnapshotReply>),
     Delete(pb::DeleteSnapshotRequest, Answer<pb::DeleteSnapshotReply>),
+    Import(pb::ImportSnapshotRequest, Answer<pb::Snapshot>),
     Annotate(pb::AnnotateSnapshotRequest, Answer<pb::Snapshot>),
     Deleted(pb::ListDeletedRequest, Answer<pb::ListDeletedReply>),
     Collect(pb::CollectGarbageRequest, Answer<pb::CollectGarbageReply>),

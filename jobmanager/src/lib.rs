@@ -12,6 +12,7 @@ mod explain;
 mod gc;
 mod http;
 mod identity;
+mod import;
 mod leader;
 mod metadata;
 mod pins;

@@ -68,7 +68,7 @@ pub(crate) async fn publish(directory: String, manifest: Manifest) -> Result<()>
 }
 
 /// What a manifest without its acknowledgements says.
-fn contents(manifest: Manifest) -> Contents {
+pub(crate) fn contents(manifest: Manifest) -> Contents {
     let mut contents = Contents::of(manifest.operators);
     for operator in &contents.operators {
         if operator.splits.is_empty() {

@@ -1,6 +1,8 @@
 //! `weir snapshots …`, and what is said about a savepoint as it is taken.
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum, ValueHint};
 use weir_service::units::TimeSpan;
 
 use super::inside::{ExportArgs, InspectArgs, QueryArgs};
@@ -60,6 +62,8 @@ pub(crate) enum SnapshotsCommand {
         /// Id or directory; also the id of one that is gone
         snapshot: String,
     },
+    /// Copy a savepoint of another cluster into this one
+    Import(ImportArgs),
     /// Delete snapshots and their files
     Delete(DeleteArgs),
     /// Find and remove what nobody needs any more: leftovers of failed snapshots, orphaned files, stray pins
@@ -90,6 +94,34 @@ pub(crate) enum SnapshotsCommand {
         /// read here and needs no cluster
         snapshot: String,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImportArgs {
+    /// The savepoint's directory, where the JobManager sees it; it stays as it is
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: PathBuf,
+    /// Name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A sentence for people
+    #[arg(long)]
+    pub note: Option<String>,
+    /// A label to select by; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Keep it whatever policies say
+    #[arg(long)]
+    pub pin: bool,
+    /// Whose it is
+    #[arg(long, env = "WEIR_OWNER", default_value = "")]
+    pub owner: String,
+    /// Where its quotas apply
+    #[arg(long, env = "WEIR_NAMESPACE", default_value = "")]
+    pub namespace: String,
+    /// Name of this request: given again, it finds what the first one has imported, and imports nothing
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -10,12 +10,12 @@ use std::fmt::Write;
 
 use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
-    Applied, Command, Completion, Deleter, NewJob, Recovery, Reserve, RestoreRecord, StartAttempt, State,
+    Applied, Command, Completion, Deleter, Import, NewJob, Origin, Recovery, Reserve, RestoreRecord, StartAttempt, State,
 };
 use weir_types::annotations::AnnotationChange;
 use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, JobOptions};
-use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, Parallelism, RequestId, SnapshotId};
 use weir_types::job::JobChange;
 use weir_types::quota::{QuotaDefaults, QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
 use weir_types::restore::{ClaimMode, QuotaNeed};
@@ -165,6 +165,31 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
         }
         "finish" => change(JobChange::Finish),
         "fail" => change(JobChange::Fail),
+        "import" => {
+            let (_, of, barrier) = parts(words[0]);
+            Command::Import(Box::new(Import {
+                request: value(words, "request").map(|id| RequestId::new(id).unwrap()),
+                snapshot: snapshot(words[0]),
+                job: job(of),
+                job_name: value(words, "name").unwrap_or("clicks").to_owned(),
+                owner: value(words, "owner").unwrap_or_default().to_owned(),
+                namespace: value(words, "namespace").unwrap_or_default().to_owned(),
+                annotations: Annotations::default(),
+                barrier: BarrierId(barrier),
+                nonce: nonce(words),
+                directory: format!("/d/{}", words[0]),
+                parallelism: Parallelism::ONE,
+                plan_hash: String::new(),
+                bytes: number(words, "bytes").unwrap_or(0),
+                origin: Origin {
+                    cluster: ClusterId::new("far").unwrap(),
+                    snapshot: snapshot("sp-there-7"),
+                    job: job("there"),
+                    taken_at: Millis(0),
+                    directory: "/copied".to_owned(),
+                },
+            }))
+        }
         "cancel" => return vec![change(JobChange::Cancel), change(JobChange::EndCancelled)],
         "pin" => Command::Annotate {
             snapshot: snapshot(words[0]),

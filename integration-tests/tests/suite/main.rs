@@ -10,6 +10,7 @@ mod explain;
 mod failures;
 mod fallback;
 mod identity;
+mod imports;
 mod incremental;
 mod inspect;
 mod limits;

@@ -49,6 +49,7 @@ impl Leader {
             Request::Quotas(request, to) => answer(to, self.quotas_view(&request)),
             Request::Verify(snapshot, to) => self.verify(&snapshot, to),
             Request::Delete(request, to) => self.delete(request, to),
+            Request::Import(request, to) => self.import(request, to),
             Request::Annotate(request, to) => self.annotate(request, to),
             Request::Deleted(request, to) => answer(to, self.deleted_view(&request)),
             Request::Collect(request, to) => {
@@ -255,30 +256,7 @@ impl Leader {
         };
         let (job, request) = request;
         let id = request.id.clone();
-        if let Some(waiting) = self.waiters.get_mut(&id) {
-            return waiting.push(to);
-        }
-        // A retry of what was admitted before finds it again, whatever has become of it.
-        match self.answered(&id) {
-            Some(Err(error)) => return answer(to, Err(error)),
-            Some(Ok(applied)) => {
-                let Some(snapshot) = applied.snapshot else {
-                    return answer(to, Err(Error::invalid(format!("request id {id} was used for something else"))));
-                };
-                let view = self.snapshot_view(&snapshot);
-                let under_way = [SnapshotState::Queued, SnapshotState::InProgress].map(|state| state.to_string());
-                let under_way = view.as_ref().is_ok_and(|view| under_way.contains(&view.state));
-                if under_way {
-                    self.waiters.entry(id).or_default().push(to);
-                } else if let Some(job) = self.is_stopping(&snapshot) {
-                    self.stops.entry(job).or_default().push((snapshot, to));
-                } else {
-                    answer(to, view.and_then(finished));
-                }
-                return;
-            }
-            None => {}
-        }
+        let Some(to) = self.find_again(&id, to) else { return };
         if matches!(trigger, Trigger::Stop(_)) {
             if self.job_state(&job) != Some(JobState::Running) {
                 let state = self.job_state(&job).map(JobState::as_str).unwrap_or_default();
@@ -303,6 +281,36 @@ impl Leader {
                 answer(waiter, Err(error.clone()));
             }
         }
+    }
+
+    /// A retry of what was asked for before finds it again, whatever has become of it; otherwise whom to answer comes back.
+    pub(super) fn find_again(&mut self, id: &RequestId, to: Answer<pb::Snapshot>) -> Option<Answer<pb::Snapshot>> {
+        if let Some(waiting) = self.waiters.get_mut(id) {
+            waiting.push(to);
+            return None;
+        }
+        let applied = match self.answered(id) {
+            None => return Some(to),
+            Some(Err(error)) => {
+                answer(to, Err(error));
+                return None;
+            }
+            Some(Ok(applied)) => applied,
+        };
+        let Some(snapshot) = applied.snapshot else {
+            answer(to, Err(Error::invalid(format!("request id {id} was used for something else"))));
+            return None;
+        };
+        let view = self.snapshot_view(&snapshot);
+        let under_way = [SnapshotState::Queued, SnapshotState::InProgress].map(|state| state.to_string());
+        if view.as_ref().is_ok_and(|view| under_way.contains(&view.state)) {
+            self.waiters.entry(id.clone()).or_default().push(to);
+        } else if let Some(job) = self.is_stopping(&snapshot) {
+            self.stops.entry(job).or_default().push((snapshot, to));
+        } else {
+            answer(to, view.and_then(finished));
+        }
+        None
     }
 
     fn snapshot_request(

@@ -10,6 +10,7 @@ mod catalogue;
 mod explain;
 mod fallback;
 mod grants;
+mod imports;
 mod jobs;
 mod policies;
 mod quotas;
@@ -93,6 +94,10 @@ enum Then {
     Condemned(JobId),
     /// What a verification has found is entered.
     Verified(SnapshotId, Result<Box<Report>>),
+    /// A savepoint of another cluster may be copied, or not.
+    Imported(RequestId, SnapshotId),
+    /// It was copied, or has failed.
+    ImportEnded(SnapshotId),
     /// The limits of a level are set.
     QuotaSet(QuotaLevel, Answer<pb::SetQuotaReply>),
 }
@@ -147,6 +152,9 @@ pub(crate) struct Leader {
     /// Snapshots that an earlier JobManager left in flight and of which it is not known yet how they have ended, with the
     /// time of the next try; none: one is under way. Their jobs wait.
     unsettled: BTreeMap<SnapshotId, Option<Millis>>,
+    /// Imports that are being looked at or copied, and the requests for those that are in the catalogue.
+    importing: BTreeSet<RequestId>,
+    imports: BTreeMap<SnapshotId, RequestId>,
     /// What the snapshots in flight may write.
     accounts: BTreeMap<SnapshotId, Account>,
     /// Failed snapshots whose files are not removed yet.
@@ -245,6 +253,8 @@ impl Leader {
             Event::Deletable { snapshot, command, to } => self.on_deletable(snapshot, command, to),
             Event::Drafted { job, snapshot, draft } => self.on_drafted(&job, snapshot, draft),
             Event::Settled { snapshot, found } => self.on_settled(snapshot, found),
+            Event::Examined { request, wanted, examined } => self.on_examined(request, *wanted, examined),
+            Event::Copied { snapshot, copied } => self.on_copied(snapshot, copied),
             Event::Swept { snapshot, result } => self.on_swept(&snapshot, result),
             Event::Removed { snapshot, result } => self.on_removed(snapshot, result),
             Event::Suspected { job, snapshot, found } => self.on_suspected(&job, snapshot, found),
@@ -339,6 +349,8 @@ impl Leader {
             Then::Reserved(job, snapshot) => self.on_reserved(&job, snapshot, reply),
             Then::Granted(snapshot, bytes, amount) => self.on_granted(&snapshot, bytes, amount, reply),
             Then::ManifestGranted(draft) => self.publish_draft(*draft, reply),
+            Then::Imported(request, snapshot) => self.on_imported(request, snapshot, reply),
+            Then::ImportEnded(snapshot) => self.on_import_ended(&snapshot, reply),
             Then::Settled(snapshot) => self.on_settlement_committed(&snapshot, reply),
             Then::QuotaSet(level, to) => self.on_quota_set(&level, reply, to),
             Then::Completed(job, snapshot) => self.on_completed(&job, snapshot, reply),

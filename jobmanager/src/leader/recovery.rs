@@ -80,6 +80,8 @@ impl Leader {
             removing: BTreeSet::new(),
             recovered: false,
             unsettled: BTreeMap::new(),
+            importing: BTreeSet::new(),
+            imports: BTreeMap::new(),
             accounts: BTreeMap::new(),
             sweeps: BTreeMap::new(),
             removals: BTreeMap::new(),

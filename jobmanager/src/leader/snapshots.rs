@@ -260,6 +260,9 @@ impl Leader {
     /// The turn of a snapshot that waited has come.
     pub(super) fn on_admitted(&mut self, snapshot: SnapshotId) {
         let Some(entry) = self.entry(&snapshot) else { return };
+        if entry.origin.is_some() {
+            return self.on_import_admitted(snapshot, entry.failure);
+        }
         match entry.failure {
             Some(failure) if entry.state == SnapshotState::Failed => self.refused(&entry.job, snapshot, failure),
             _ => self.coordinate(&entry.job, Step::Reserved(snapshot, Ok(()))),
@@ -329,7 +332,7 @@ impl Leader {
         }
     }
 
-    fn answer_request(&mut self, request: &RequestId, result: Result<SnapshotId>) {
+    pub(super) fn answer_request(&mut self, request: &RequestId, result: Result<SnapshotId>) {
         let waiters = self.waiters.remove(request).unwrap_or_default();
         if let Ok(snapshot) = &result
             && let Some(job) = self.is_stopping(snapshot)
@@ -365,6 +368,9 @@ impl Leader {
         let over = |why: &str| Error::new(Code::FailedPrecondition, format!("snapshot {} {why}", entry.id));
         if !matches!(entry.state, SnapshotState::Queued | SnapshotState::InProgress) {
             return Err(over(&format!("is {} already", entry.state)));
+        }
+        if self.is_importing(&entry.id) {
+            return Err(over("is being imported").with_hint("Delete it once it is there."));
         }
         let can = self.jobs.get(&entry.job).is_some_and(|live| live.coordinator.can_cancel(&entry.id));
         if !can {

@@ -168,6 +168,13 @@ impl Client for Service {
         self.ask(|answer| Asked::Delete(request, answer)).await
     }
 
+    async fn import_snapshot(
+        &self,
+        request: Request<pb::ImportSnapshotRequest>,
+    ) -> Result<Response<pb::Snapshot>, Status> {
+        self.ask(|answer| Asked::Import(request.into_inner(), answer)).await
+    }
+
     async fn annotate_snapshot(
         &self,
         request: Request<pb::AnnotateSnapshotRequest>,

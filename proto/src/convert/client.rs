@@ -86,7 +86,7 @@ impl From<&SnapshotEntry> for pb::Snapshot {
         Self {
             id: entry.id.to_string(),
             savepoint: entry.kind == SnapshotKind::Savepoint,
-            job: entry.job.to_string(),
+            job: entry.taken_of().to_string(),
             job_name: entry.job_name.clone(),
             owner: entry.owner.clone(),
             namespace: entry.namespace.clone(),
@@ -125,6 +125,7 @@ impl From<&SnapshotEntry> for pb::Snapshot {
             claim: entry.claim.as_ref().map(Into::into),
             verified_by: entry.verified.as_ref().map(|verified| verified.by.as_str().to_owned()).unwrap_or_default(),
             findings: entry.verified.as_ref().map_or(0, |verified| verified.findings),
+            origin: entry.origin.as_ref().map(Into::into),
         }
     }
 }

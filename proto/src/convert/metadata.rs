@@ -50,6 +50,7 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
             failure: failure.as_ref().map(Into::into),
         }),
         Command::Reserve(reserve) => Wire::Reserve(reserve.as_ref().into()),
+        Command::Import(import) => Wire::Import(import.as_ref().into()),
         Command::Complete(completion) => Wire::Complete(completion.as_ref().into()),
         Command::Abort { snapshot, nonce, failure } => Wire::Abort(pb::Abort {
             snapshot: snapshot.to_string(),
@@ -116,6 +117,7 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
             failure: failure.map(Into::into),
         },
         Wire::Reserve(reserve) => Command::Reserve(Box::new(reserve.try_into()?)),
+        Wire::Import(import) => Command::Import(Box::new(import.try_into()?)),
         Wire::Complete(complete) => Command::Complete(Box::new(complete.try_into()?)),
         Wire::Abort(pb::Abort { snapshot, nonce, failure }) => Command::Abort {
             snapshot: SnapshotId::new(snapshot)?,
@@ -489,6 +491,7 @@ fn trigger_to_pb(trigger: Trigger) -> pb::Trigger {
     match trigger {
         Trigger::Periodic => pb::Trigger::Periodic,
         Trigger::Scheduled => pb::Trigger::Scheduled,
+        Trigger::Import => pb::Trigger::Import,
         Trigger::User | Trigger::Stop(StopMode::Continue) => pb::Trigger::User,
         Trigger::Stop(StopMode::Suspend) => pb::Trigger::Suspend,
         Trigger::Stop(StopMode::Drain) => pb::Trigger::Drain,
@@ -499,6 +502,7 @@ fn trigger_from_pb(trigger: i32) -> Result<Trigger> {
     Ok(match pb::Trigger::try_from(trigger) {
         Ok(pb::Trigger::Periodic) => Trigger::Periodic,
         Ok(pb::Trigger::Scheduled) => Trigger::Scheduled,
+        Ok(pb::Trigger::Import) => Trigger::Import,
         Ok(pb::Trigger::User) => Trigger::User,
         Ok(pb::Trigger::Suspend) => Trigger::Stop(StopMode::Suspend),
         Ok(pb::Trigger::Drain) => Trigger::Stop(StopMode::Drain),

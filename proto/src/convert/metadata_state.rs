@@ -218,6 +218,7 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             unrestorable,
             deletion,
             claim,
+            origin,
             failures,
             first_failed_at,
         } = entry;
@@ -269,6 +270,7 @@ impl From<&SnapshotEntry> for pb::SnapshotEntry {
             written_bytes: *written_bytes,
             deletion: deletion.as_ref().map(Into::into),
             claim: claim.as_ref().map(Into::into),
+            origin: origin.as_ref().map(Into::into),
         }
     }
 }
@@ -308,6 +310,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             written_bytes,
             deletion,
             claim,
+            origin,
         } = entry;
         let Reserve {
             request: _,
@@ -361,6 +364,7 @@ impl TryFrom<pb::SnapshotEntry> for SnapshotEntry {
             unrestorable,
             deletion: deletion.map(TryInto::try_into).transpose()?,
             claim: claim.map(TryInto::try_into).transpose()?,
+            origin: origin.map(TryInto::try_into).transpose()?,
             failures,
             first_failed_at: first_failed_at_ms.map(Millis),
         })

@@ -4,6 +4,7 @@ mod annotate;
 mod delete;
 mod explain;
 mod gc;
+mod import;
 mod inside;
 mod list;
 mod take;
@@ -32,6 +33,7 @@ pub(crate) async fn run(global: &Global, command: SnapshotsCommand) -> Result<()
         SnapshotsCommand::Rename { snapshot, name } => annotate::rename(global, snapshot, name).await,
         SnapshotsCommand::Pin { snapshot } => annotate::pin(global, snapshot, true).await,
         SnapshotsCommand::Unpin { snapshot } => annotate::pin(global, snapshot, false).await,
+        SnapshotsCommand::Import(args) => import::import(global, args).await,
         SnapshotsCommand::Delete(args) => delete::delete(global, args).await,
         SnapshotsCommand::Gc { dry_run, older_than } => gc::gc(global, dry_run, older_than).await,
         SnapshotsCommand::Inspect(args) => inside::inspect(global, args).await,

@@ -92,7 +92,7 @@ pub(crate) async fn stop(
 }
 
 /// Waits for a snapshot, and shows meanwhile how far it is.
-async fn watching<T>(
+pub(super) async fn watching<T>(
     mut jobmanager: JobManager,
     request_id: String,
     taken: impl Future<Output = Result<T>>,
@@ -122,6 +122,7 @@ fn standing(progress: &pb::SnapshotProgress) -> String {
         Some(snapshot) if snapshot.queue_position > 0 => {
             format!("{} is number {} in the queue", snapshot.id, snapshot.queue_position)
         }
+        Some(snapshot) if snapshot.origin.is_some() => format!("{} is being copied", snapshot.id),
         Some(snapshot) => {
             let pb::Snapshot { id, subtasks_acknowledged, subtasks_total, .. } = snapshot;
             format!("{id}: {subtasks_acknowledged} of {subtasks_total} subtasks")

@@ -56,6 +56,7 @@ pub(crate) fn snapshot_json(snapshot: &pb::Snapshot) -> Value {
         "first_failed_at_ms": snapshot.first_failed_at_ms, "verified": verified,
         "unrestorable": snapshot.unrestorable, "deletion": deletion_json(snapshot.deletion.as_ref()),
         "holders": snapshot.holders, "claim": claim_json(snapshot.claim.as_ref()),
+        "origin": origin_json(snapshot.origin.as_ref()),
         "evicted": snapshot.evicted.iter().map(deleted_json).collect::<Vec<_>>(), "subtasks_acknowledged": snapshot.subtasks_acknowledged,
         "subtasks_total": snapshot.subtasks_total, "queue_position": snapshot.queue_position, "timings": timings, "sources": sources,
     })
@@ -67,6 +68,15 @@ fn deletion_json(deletion: Option<&pb::Deletion>) -> Value {
 
 fn claim_json(claim: Option<&pb::SnapshotClaim>) -> Value {
     claim.map_or(Value::Null, |claim| json!({"job": claim.job, "job_name": claim.job_name, "at_ms": claim.at_ms}))
+}
+
+fn origin_json(origin: Option<&pb::SnapshotOrigin>) -> Value {
+    origin.map_or(Value::Null, |origin| {
+        json!({
+            "cluster": origin.cluster, "snapshot": origin.snapshot, "job": origin.job,
+            "taken_at_ms": origin.taken_at_ms, "directory": origin.directory,
+        })
+    })
 }
 
 /// Snapshots for people.
@@ -225,6 +235,15 @@ pub(crate) fn snapshot_text(snapshot: &pb::Snapshot) -> String {
     }
     for evicted in &snapshot.evicted {
         text += &format!("Savepoint {} was deleted to make room, {}\n", evicted.id, bytes(evicted.bytes));
+    }
+    if let Some(origin) = &snapshot.origin {
+        text += &format!(
+            "Imported from {}: {} of cluster {}, taken at {}\n",
+            origin.directory,
+            origin.snapshot,
+            origin.cluster,
+            time::moment(origin.taken_at_ms)
+        );
     }
     if let Some(claim) = &snapshot.claim {
         text += &format!("Claimed by job {} ({}) at {}\n", claim.job, claim.job_name, time::moment(claim.at_ms));

@@ -96,13 +96,15 @@ pub enum Trigger {
     User,
     /// The job stops with it.
     Stop(StopMode),
+    /// Another cluster took it, and somebody wants it here.
+    Import,
 }
 
 impl Trigger {
     /// Whether the job goes on after the snapshot.
     pub fn stop_mode(self) -> StopMode {
         match self {
-            Trigger::Periodic | Trigger::Scheduled | Trigger::User => StopMode::Continue,
+            Trigger::Periodic | Trigger::Scheduled | Trigger::User | Trigger::Import => StopMode::Continue,
             Trigger::Stop(mode) => mode,
         }
     }
@@ -119,6 +121,7 @@ impl Trigger {
             Trigger::Scheduled => "scheduled",
             Trigger::User => "user",
             Trigger::Stop(_) => "stop",
+            Trigger::Import => "import",
         }
     }
 }

@@ -11,7 +11,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, Verifier};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
-use super::{Deleter, PassedOver, RestoreRecord, SourceRecord};
+use super::{Deleter, Import, PassedOver, RestoreRecord, SourceRecord};
 use crate::checkpoint::{Contents, Trigger};
 
 /// One change of the replicated state.
@@ -48,6 +48,8 @@ pub enum Command {
     },
     /// Admits a snapshot, lets it wait, or enters its refusal into the catalogue.
     Reserve(Box<Reserve>),
+    /// Admits a savepoint of another cluster, or lets it wait.
+    Import(Box<Import>),
     /// Lets a snapshot under way write more.
     Grant {
         /// The snapshot.

@@ -148,8 +148,8 @@ impl State {
         };
         if last.is_some_and(|last| last.id == *id) {
             let what = if entry.is_verified() { "verified" } else { "completed" };
-            return Err(refused(format!("snapshot {id} is the last {what} one of job {}", entry.job))
-                .with_detail(format!("job {} ({}) could not be restored without it", entry.job, entry.job_name))
+            return Err(refused(format!("snapshot {id} is the last {what} one of job {}", entry.taken_of()))
+                .with_detail(format!("job {} ({}) could not be restored without it", entry.taken_of(), entry.job_name))
                 .with_hint("--force deletes it all the same."));
         }
         Ok(())
@@ -180,17 +180,18 @@ impl State {
     }
 
     fn remember_deleted(&mut self, now: Millis, entry: SnapshotEntry) {
+        let job = entry.taken_of().clone();
         let Some(deletion) = entry.deletion.filter(|deletion| deletion.by != Deleter::System) else { return };
         if entry.failure.is_some() {
             return;
         }
         let records = &mut self.retention.deleted;
-        drop_oldest(records, |record| record.job == entry.job, DELETED_PER_JOB_MAX - 1);
+        drop_oldest(records, |record| record.job == job, DELETED_PER_JOB_MAX - 1);
         drop_oldest(records, |_| true, DELETED_MAX - 1);
         records.push_back(DeletedRecord {
             snapshot: entry.id,
             kind: entry.kind,
-            job: entry.job,
+            job,
             job_name: entry.job_name,
             owner: entry.owner,
             namespace: entry.namespace,

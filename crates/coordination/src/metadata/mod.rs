@@ -14,6 +14,7 @@ mod deletion;
 mod eviction;
 #[cfg(test)]
 mod fixture;
+mod imports;
 mod policy;
 mod queue;
 mod record;
@@ -36,6 +37,7 @@ pub use catalogue::Catalogue;
 pub use claims::Claim;
 pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAttempt};
 pub use deletion::{DeletedRecord, Deleter, Deletion};
+pub use imports::{Import, Origin};
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
 pub use recovery::{Fallback, PassedOver, Recovery, RecoveryPoint};
@@ -109,6 +111,10 @@ impl State {
             Command::Reserve(reserve) => {
                 let request = reserve.request.clone();
                 self.once(request, |state| state.reserve(now, *reserve))
+            }
+            Command::Import(import) => {
+                let request = import.request.clone();
+                self.once(request, |state| state.import(now, *import))
             }
             Command::Complete(completion) => self.complete(now, *completion),
             Command::Abort { snapshot, nonce, failure } => self.abort(now, &snapshot, &nonce, failure),
@@ -193,8 +199,7 @@ impl State {
 
     fn create_job(&mut self, now: Millis, new: NewJob) -> Reply {
         let short = crate::checkpoint::short(&new.id);
-        let known = self.jobs.keys().chain(self.snapshots.values().map(|entry| &entry.job));
-        if known.into_iter().any(|id| crate::checkpoint::short(id) == short) {
+        if self.known_jobs().any(|id| crate::checkpoint::short(id) == short) {
             return Err(Error::new(Code::AlreadyExists, format!("a job whose id begins with {short} exists already")));
         }
         let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } = new;

@@ -84,6 +84,9 @@ impl State {
 
     /// Whether the attempt that a snapshot is taken of still counts.
     pub(super) fn check_running(&self, entry: &SnapshotEntry) -> Result<(), Error> {
+        if entry.origin.is_some() {
+            return Ok(());
+        }
         let over = self.jobs.get(&entry.job).is_none_or(|job| job.state.is_terminal() || job.attempt != entry.attempt);
         if over {
             return Err(Error::fenced(format!("attempt {} of job {} is over", entry.attempt, entry.job)));

@@ -10,7 +10,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePosit
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
-use super::{Claim, Deletion, Fallback};
+use super::{Claim, Deletion, Fallback, Origin};
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -178,6 +178,8 @@ pub struct SnapshotEntry {
     pub deletion: Option<Deletion>,
     /// The job that owns it since it was restored from it; it is charged to that job's levels.
     pub claim: Option<Claim>,
+    /// Where it comes from, if another cluster took it.
+    pub origin: Option<Origin>,
     /// Failed attempts in a row that this entry stands for.
     pub failures: u32,
     /// When the first of them was triggered.

@@ -2,7 +2,7 @@
 
 use weir_types::ids::{JobId, Nonce, SnapshotId};
 use weir_types::quota::check_owner;
-use weir_types::snapshot::SnapshotState;
+use weir_types::snapshot::{SnapshotState, Verification, Verifier};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -70,6 +70,7 @@ impl State {
             unrestorable: None,
             deletion: None,
             claim: None,
+            origin: None,
             failures: 0,
             first_failed_at: None,
         };
@@ -116,6 +117,13 @@ impl State {
             entry.rows = contents.rows;
             entry.shares = contents.shares;
             entry.sources = contents.sources;
+            // Every byte of it was read before it was copied.
+            entry.verified = entry.origin.is_some().then_some(Verification {
+                at: now,
+                by: Verifier::Request,
+                findings: 0,
+                damage: None,
+            });
         }
         let mut retained = 0;
         if let Some(record) = self.jobs.get_mut(&job) {
@@ -148,10 +156,12 @@ impl State {
         let unswept = self.snapshots.get_mut(snapshot).filter(|entry| entry.state == SnapshotState::Failed);
         let job = unswept.map(|mut entry| {
             entry.charged_bytes = 0;
-            entry.job.clone()
+            (entry.job.clone(), entry.origin.is_some())
         });
-        if let Some(job) = job {
-            self.forget_failed(&job);
+        match job {
+            Some((_, true)) => self.forget_failed_imports(),
+            Some((job, false)) => self.forget_failed(&job),
+            None => {}
         }
         Applied { snapshot: Some(snapshot.clone()), ..Applied::default() }
     }
@@ -189,9 +199,13 @@ impl State {
         entry.failures = 1;
         entry.first_failed_at = Some(entry.triggered_at);
         entry.failure = Some(failure);
-        let job = entry.job.clone();
+        let (job, imported) = (entry.job.clone(), entry.origin.is_some());
         drop(entry);
-        self.forget_failed(&job);
+        if imported {
+            self.forget_failed_imports();
+        } else {
+            self.forget_failed(&job);
+        }
     }
 
     /// A failure that nobody asked for and that is like the one before it stands for both, and the oldest failures are
@@ -229,7 +243,7 @@ impl State {
 }
 
 /// Answers a repeated proposal as the first one was answered.
-fn reserved_before(entry: &SnapshotEntry, nonce: &Nonce) -> Reply {
+pub(super) fn reserved_before(entry: &SnapshotEntry, nonce: &Nonce) -> Reply {
     if entry.nonce != *nonce {
         return Err(Error::new(Code::AlreadyExists, format!("snapshot {} exists already", entry.id)));
     }

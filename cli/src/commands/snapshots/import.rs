@@ -1,0 +1,41 @@
+//! `weir snapshots import`: a savepoint of another cluster becomes one of this cluster's.
+
+use weir_proto::from_status;
+use weir_proto::pb::client::v1 as pb;
+use weir_types::Result;
+
+use super::{absolute, labels, take, view};
+use crate::args::Global;
+use crate::args::snapshots::ImportArgs;
+use crate::{connect, output};
+
+/// `weir snapshots import PATH`.
+pub(super) async fn import(global: &Global, args: ImportArgs) -> Result<()> {
+    let request_id = args.request_id.unwrap_or_else(connect::request_id);
+    let request = pb::ImportSnapshotRequest {
+        request_id: request_id.clone(),
+        directory: absolute(&args.path)?,
+        owner: args.owner,
+        namespace: args.namespace,
+        name: args.name,
+        note: args.note,
+        labels: labels(&args.label)?,
+        pinned: args.pin,
+    };
+    let mut jobmanager = connect::jobmanager(global).await?;
+    let watched = jobmanager.clone();
+    let imported = async { jobmanager.import_snapshot(request).await.map_err(|status| from_status(&status)) };
+    let snapshot = take::watching(watched, request_id, imported).await?.into_inner();
+    if global.json {
+        return output::print_json(&view::snapshot_json(&snapshot));
+    }
+    let origin = snapshot.origin.clone().unwrap_or_default();
+    output::print(&format!(
+        "savepoint {} imported, {}; it was {} of cluster {}\n{}\n",
+        snapshot.id,
+        output::bytes(snapshot.bytes),
+        origin.snapshot,
+        origin.cluster,
+        snapshot.directory
+    ))
+}
