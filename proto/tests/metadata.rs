@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Command, Completion, Deleter, NewJob, PassedOver, ReaderGroup, Reserve, RestoreRecord, SourceRecord, StartAttempt,
-    State,
+    Command, Completion, Deleter, Import, NewJob, Origin, PassedOver, ReaderGroup, Reserve, RestoreRecord, SourceRecord,
+    StartAttempt, State,
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
 use weir_proto::convert::metadata_state::{decode_state, encode_state};
@@ -239,6 +239,41 @@ fn a_claim_survives_the_log_and_its_snapshots() {
     assert_eq!(read.jobs[&job(2)].restore, Some(restore));
     let claim = read.snapshots[&id].claim.clone().unwrap();
     assert_eq!((claim.job, claim.at), (job(2), Millis(3)));
+}
+
+#[test]
+fn an_import_survives_the_log_and_its_snapshots() {
+    let origin = Origin {
+        cluster: ClusterId::new("far").unwrap(),
+        snapshot: snapshot(Savepoint, 7),
+        job: job(3),
+        taken_at: Millis(5),
+        directory: "/carried".to_owned(),
+    };
+    let command = Command::Import(Box::new(Import {
+        request: Some(RequestId::new("r").unwrap()),
+        snapshot: snapshot(Savepoint, 9),
+        job: job(9),
+        job_name: "clicks".to_owned(),
+        owner: "ann".to_owned(),
+        namespace: "web".to_owned(),
+        annotations: Annotations { pinned: true, ..Annotations::default() },
+        barrier: BarrierId(7),
+        nonce: Nonce("far".to_owned()),
+        directory: "/d/9".to_owned(),
+        parallelism: Parallelism::ONE,
+        plan_hash: "0123456789abcdef".to_owned(),
+        bytes: 12,
+        origin: origin.clone(),
+    }));
+    let (now, decoded) = decode_command(&encode_command(Millis(6), &command)).unwrap();
+    assert_eq!(decoded, command);
+    let mut state = running();
+    state.apply(now, decoded).unwrap();
+    let read = decode_state(&encode_state(&state)).unwrap();
+    assert_eq!(read, state);
+    let entry = &read.snapshots[&snapshot(Savepoint, 9)];
+    assert_eq!((entry.origin.as_ref(), entry.trigger, entry.charged_bytes), (Some(&origin), Trigger::Import, 12));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::fmt::Write;
 
 use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
-    Applied, Command, Completion, Deleter, Import, NewJob, Origin, Recovery, Reserve, RestoreRecord, StartAttempt, State,
+    Applied, Command, Completion, Deleter, Import, NewJob, Origin, Recovery, Reserve, RestoreRecord, StartAttempt,
+    State,
 };
 use weir_types::annotations::AnnotationChange;
 use weir_types::error::Facts;

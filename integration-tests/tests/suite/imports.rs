@@ -108,6 +108,8 @@ async fn a_savepoint_of_another_cluster_is_imported_restored_and_deleted() {
         "{shown}"
     );
 
+    assert_eq!(here.weir(&["snapshots", "explain", id]).code, 0);
+
     // The streams here decide whether its cut means anything here.
     let file = here.write("job.sql", &totals_script("1 h"));
     let plan = ["run", "-s", id, "--plan", &file];
