@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Command, Completion, Deleter, Import, NewJob, Origin, PassedOver, ReaderGroup, Reserve, RestoreRecord, SourceRecord,
-    StartAttempt, State,
+    Command, Completion, Deleter, Import, NewJob, Origin, PassedOver, ReaderGroup, Reserve, RestoreRecord,
+    SourceRecord, StartAttempt, State,
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
 use weir_proto::convert::metadata_state::{decode_state, encode_state};
