@@ -106,10 +106,10 @@ pub(crate) fn marked(found: Option<Contents>) -> Marked {
 
 /// Reads the manifest of what an attempt starts from.
 pub(crate) async fn read_named(point: RecoveryPoint) -> Result<Manifest, Unprepared> {
-    let RecoveryPoint { directory, snapshot, .. } = point;
+    let RecoveryPoint { directory, taken_as, .. } = point;
     let read = blocking(move || {
         let manifest = read_manifest(open_store(&directory)?.as_ref())?;
-        check_named(&manifest, snapshot.as_ref(), &directory)?;
+        check_named(&manifest, taken_as.as_ref(), &directory)?;
         Ok(manifest)
     });
     read.await.map_err(|error| if is_damage(&error) { Unprepared::Damaged(error) } else { error.into() })
@@ -137,7 +137,7 @@ pub(crate) async fn verify(entry: SnapshotEntry) -> Result<Report> {
     blocking(move || {
         let store = open_store(&entry.directory)?;
         let manifest = read_manifest(store.as_ref())?;
-        check_named(&manifest, Some(&entry.id), &entry.directory)?;
+        check_named(&manifest, Some(entry.taken_as()), &entry.directory)?;
         verify_against(store.as_ref(), manifest, &mut |_bytes| {})
     })
     .await
@@ -151,7 +151,7 @@ pub(crate) async fn look_for_damage(entry: SnapshotEntry, operator: Option<Opera
     let looked = blocking(move || {
         let store = open_store(&entry.directory)?;
         let manifest = read_manifest(store.as_ref())?;
-        check_named(&manifest, Some(&entry.id), &entry.directory)?;
+        check_named(&manifest, Some(entry.taken_as()), &entry.directory)?;
         Ok(operator.and_then(|uid| first_damage(store.as_ref(), manifest, &uid)))
     });
     match looked.await {

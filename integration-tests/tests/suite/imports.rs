@@ -108,7 +108,10 @@ async fn a_savepoint_of_another_cluster_is_imported_restored_and_deleted() {
         "{shown}"
     );
 
-    assert_eq!(here.weir(&["snapshots", "explain", id]).code, 0);
+    for command in ["explain", "verify", "inspect"] {
+        let ran = here.weir(&["snapshots", command, id]);
+        assert_eq!(ran.code, 0, "{command}: {}", ran.stderr);
+    }
 
     // The streams here decide whether its cut means anything here.
     let file = here.write("job.sql", &totals_script("1 h"));

@@ -69,6 +69,11 @@ impl SnapshotEntry {
     pub fn taken_of(&self) -> &JobId {
         self.origin.as_ref().map_or(&self.job, |origin| &origin.job)
     }
+
+    /// The id that it was taken under, which is in its manifest.
+    pub fn taken_as(&self) -> &SnapshotId {
+        self.origin.as_ref().map_or(&self.id, |origin| &origin.snapshot)
+    }
 }
 
 impl State {

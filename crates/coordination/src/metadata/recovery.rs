@@ -52,6 +52,8 @@ pub struct RecoveryPoint {
     pub directory: String,
     /// The catalogue's entry, unless it came from elsewhere.
     pub snapshot: Option<SnapshotId>,
+    /// The id in its manifest, if the catalogue knows it: another one than its own if it was imported.
+    pub taken_as: Option<SnapshotId>,
     /// Whether the job took it itself.
     pub own: bool,
     /// What is newer, newest first.
@@ -90,7 +92,8 @@ impl State {
         for entry in completed.filter_map(|(_, id)| self.snapshots.get(id)) {
             let Some(reason) = entry.fault() else {
                 let (directory, snapshot) = (entry.directory.clone(), Some(entry.id.clone()));
-                return Recovery::From(RecoveryPoint { directory, snapshot, own: true, passed_over });
+                let taken_as = Some(entry.taken_as().clone());
+                return Recovery::From(RecoveryPoint { directory, snapshot, taken_as, own: true, passed_over });
             };
             passed_over.push(PassedOver { snapshot: entry.id.to_string(), reason });
         }
@@ -98,7 +101,8 @@ impl State {
             let entry = restore.snapshot.as_ref().map(|id| self.snapshots.get(id));
             let fault = entry.and_then(|entry| entry.map_or_else(|| Some("it was deleted".to_owned()), |e| e.fault()));
             let (directory, snapshot) = (restore.directory.clone(), restore.snapshot.clone());
-            let origin = RecoveryPoint { directory, snapshot, own: false, passed_over: Vec::new() };
+            let taken_as = entry.flatten().map(|entry| entry.taken_as().clone());
+            let origin = RecoveryPoint { directory, snapshot, taken_as, own: false, passed_over: Vec::new() };
             match (fault, entry.flatten().and_then(SnapshotEntry::damage)) {
                 (None, _) => return Recovery::From(RecoveryPoint { passed_over, ..origin }),
                 (Some(_), Some(damage)) if !job.took_snapshot => return Recovery::Lost(damage.clone()),
