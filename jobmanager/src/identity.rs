@@ -45,6 +45,7 @@ claims! {
     TriggerSnapshotRequest: |request| &request.owner, given(&request.namespace);
     StopJobRequest: |request| &request.owner, given(&request.namespace);
     DeleteSnapshotRequest: |request| &request.owner, "";
+    ImportSnapshotRequest: |request| &request.owner, &request.namespace;
     SetPolicyRequest: |request| &request.owner, "";
     RemovePolicyRequest: |request| &request.owner, "";
     JobRequest: |request| "", given(&request.namespace);

@@ -6,7 +6,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum, ValueHint};
 use weir_service::units::TimeSpan;
 
 use super::inside::{ExportArgs, InspectArgs, QueryArgs};
-use crate::identity::{OwnerArgs, ScopeArgs};
+use crate::identity::{NamespaceArgs, OwnerArgs, ScopeArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotsCommand {
@@ -113,12 +113,10 @@ pub(crate) struct ImportArgs {
     /// Keep it whatever policies say
     #[arg(long)]
     pub pin: bool,
-    /// Whose it is
-    #[arg(long, env = "WEIR_OWNER", default_value = "")]
-    pub owner: String,
-    /// Where its quotas apply
-    #[arg(long, env = "WEIR_NAMESPACE", default_value = "")]
-    pub namespace: String,
+    #[command(flatten)]
+    pub owner: OwnerArgs,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
     /// Name of this request: given again, it finds what the first one has imported, and imports nothing
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,

@@ -172,7 +172,8 @@ impl Client for Service {
         &self,
         request: Request<pb::ImportSnapshotRequest>,
     ) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::Import(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Import(request, answer)).await
     }
 
     async fn annotate_snapshot(

@@ -7,16 +7,18 @@ use weir_types::Result;
 use super::{absolute, labels, take, view};
 use crate::args::Global;
 use crate::args::snapshots::ImportArgs;
+use crate::identity::Identity;
 use crate::{connect, output};
 
 /// `weir snapshots import PATH`.
 pub(super) async fn import(global: &Global, args: ImportArgs) -> Result<()> {
+    let identity = Identity::load(global)?;
     let request_id = args.request_id.unwrap_or_else(connect::request_id);
     let request = pb::ImportSnapshotRequest {
         request_id: request_id.clone(),
         directory: absolute(&args.path)?,
-        owner: args.owner,
-        namespace: args.namespace,
+        owner: identity.owner(&args.owner)?,
+        namespace: identity.namespace(&args.namespace)?.unwrap_or_default(),
         name: args.name,
         note: args.note,
         labels: labels(&args.label)?,
