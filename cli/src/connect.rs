@@ -1,9 +1,11 @@
 //! Where the cluster is, and connections to it.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::{Channel, Endpoint};
+use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_client::ClientClient;
 use weir_service::units::TimeSpan;
@@ -15,6 +17,9 @@ use crate::cluster::file::ClusterFile;
 
 /// How long a server may take to say what it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to look for a JobManager that leads, and how often.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+const LEADER_INTERVAL: Duration = Duration::from_millis(100);
 /// So much of an HTTP answer is read, in bytes.
 const HTTP_ANSWER_MAX: u64 = 4096;
 /// The JobManager's default address, as in Flink.
@@ -58,11 +63,42 @@ pub(crate) async fn jobmanager(global: &Global) -> Result<JobManager> {
     jobmanager_at(&address).await
 }
 
-/// Connects to the JobManager at `address`.
+/// Connects to the JobManager that leads, of those at `addresses`, which commas separate. Any one of a cluster's will do.
 ///
 /// # Errors
-/// `UNAVAILABLE` with a hint on how to start or name one.
-pub(crate) async fn jobmanager_at(address: &str) -> Result<JobManager> {
+/// `UNAVAILABLE` with a hint on how to start or name one; `NOT_LEADER` if none leads for long.
+pub(crate) async fn jobmanager_at(addresses: &str) -> Result<JobManager> {
+    let mut known: VecDeque<String> = addresses.split(',').map(|address| address.trim().to_owned()).collect();
+    let one = known.len() == 1;
+    let deadline = Instant::now() + LEADER_TIMEOUT;
+    let mut tried = 0;
+    loop {
+        let Some(address) = known.front().cloned() else {
+            return Err(Error::invalid("no address of a JobManager").with_hint("Write HOST:PORT."));
+        };
+        let error = match leader_at(&address).await {
+            Ok(jobmanager) => return Ok(jobmanager),
+            Err(error) if Instant::now() < deadline => error,
+            Err(error) => return Err(error),
+        };
+        match error.detail.clone().filter(|_| error.code == Code::NotLeader) {
+            // Each is asked in turn anyway; the one that is said to lead comes first.
+            Some(leader) if leader != address => {
+                known.retain(|other| *other != leader);
+                known.push_front(leader);
+            }
+            _ if one && known.len() == 1 && error.code != Code::NotLeader => return Err(error),
+            _ => known.rotate_left(1),
+        }
+        tried += 1;
+        if tried >= known.len() {
+            tokio::time::sleep(LEADER_INTERVAL).await;
+        }
+    }
+}
+
+/// Connects to the JobManager at `address`, if it leads.
+async fn leader_at(address: &str) -> Result<JobManager> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::invalid(format!("{address:?} is not an address")).with_hint("Write HOST:PORT."))?
         .connect_timeout(Duration::from_secs(5))
@@ -74,15 +110,49 @@ pub(crate) async fn jobmanager_at(address: &str) -> Result<JobManager> {
     })?;
     let mut jobmanager = ClientClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
     let greeting = tokio::time::timeout(PROBE_TIMEOUT, jobmanager.cluster_status(pb::ClusterStatusRequest {})).await;
-    if let Ok(Err(status)) = greeting
-        && status.details().is_empty()
-        && let Some(other) = who_answers(address).await
-    {
-        return Err(Error::unavailable(format!("what answers at {address} is no JobManager but {other}"))
-            .with_hint("Give the address of the JobManager's API with --jobmanager; `weir cluster status` shows it."));
+    if let Ok(Err(status)) = greeting {
+        let error = from_status(&status);
+        if error.code == Code::NotLeader {
+            return Err(error);
+        }
+        if status.details().is_empty()
+            && let Some(other) = who_answers(address).await
+        {
+            return Err(Error::unavailable(format!("what answers at {address} is no JobManager but {other}"))
+                .with_hint(
+                    "Give the address of the JobManager's API with --jobmanager; `weir cluster status` shows it.",
+                ));
+        }
     }
     // A JobManager that cannot answer now says why when it is asked for something.
     Ok(jobmanager)
+}
+
+/// Asks the JobManager that leads, and the one after it if it goes meanwhile. What is asked bears a request id, or changes
+/// nothing, or says how things shall be, so that it may be asked twice.
+///
+/// # Errors
+/// What the leader answers; `UNAVAILABLE` or `NOT_LEADER` if none answers for long.
+pub(crate) async fn ask<T, F>(global: &Global, mut request: impl FnMut(JobManager) -> F) -> Result<T>
+where
+    F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+{
+    let addresses = jobmanager_address(global)?;
+    let several = addresses.contains(',');
+    let deadline = Instant::now() + LEADER_TIMEOUT;
+    loop {
+        let status = match request(jobmanager_at(&addresses).await?).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            Err(status) => status,
+        };
+        let error = from_status(&status);
+        // Without details it was no JobManager that answered: the connection broke.
+        let lost = several && status.details().is_empty() && error.code == Code::Unavailable;
+        if !(lost || error.code == Code::NotLeader) || Instant::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(LEADER_INTERVAL).await;
+    }
 }
 
 /// What kind of server it is that answers otherwise than a JobManager; none, if it may be one after all.

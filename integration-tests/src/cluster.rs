@@ -1,4 +1,4 @@
-//! The fixture: one store, one JobManager, some TaskManagers, each its own process.
+//! The fixture: one store, one JobManager or several, some TaskManagers, each its own process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -70,20 +70,59 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a cluster with so many JobManagers, `jobmanager-1` and so on, which form a raft group.
+    pub fn start_group(jobmanagers: u32, task_managers: u32, slots: u32) -> Self {
+        let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("log")).expect("a log directory");
+        let mut cluster = Self { dir, processes: BTreeMap::new() };
+        cluster.launch("store", "weir-store", &[("--data-dir", cluster.path("store"))]);
+        let addresses: Vec<String> = (0..jobmanagers).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        for (number, address) in (1..).zip(&addresses) {
+            let name = format!("jobmanager-{number}");
+            let mut arguments = vec![
+                ("--data-dir", cluster.path(&name)),
+                ("--checkpoint-root", cluster.path("checkpoints")),
+                ("--savepoint-root", cluster.path("savepoints")),
+                ("--store", cluster.address("store")),
+                ("--member", number.to_string()),
+            ];
+            let members =
+                (1..).zip(&addresses).map(|(member, address)| ("--cluster-member", format!("{member}={address}")));
+            arguments.extend(members);
+            cluster.launch_at(&name, "weir-jobmanager", &arguments, address);
+        }
+        for number in 1..=task_managers {
+            cluster.add_task_manager(&format!("tm-{number}"), slots);
+        }
+        cluster
+    }
+
+    /// Addresses of all JobManagers, whether they run or not.
+    pub fn jobmanagers(&self) -> Vec<String> {
+        let jobmanagers = self.processes.iter().filter(|(_, process)| process.binary == "weir-jobmanager");
+        jobmanagers.map(|(name, _)| self.address(name)).collect()
+    }
+
     /// Starts one more TaskManager.
     pub fn add_task_manager(&mut self, name: &str, slots: u32) {
-        let arguments =
-            [("--jobmanager", self.address("jobmanager")), ("--slots", slots.to_string()), ("--id", name.to_owned())];
+        let jobmanagers = self.jobmanagers();
+        let mut arguments: Vec<(&str, String)> =
+            jobmanagers.into_iter().map(|address| ("--jobmanager", address)).collect();
+        arguments.extend([("--slots", slots.to_string()), ("--id", name.to_owned())]);
         self.launch(name, "weir-taskmanager", &arguments);
     }
 
     fn launch(&mut self, name: &str, binary: &'static str, arguments: &[(&str, String)]) {
+        self.launch_at(name, binary, arguments, &format!("127.0.0.1:{}", free_port()));
+    }
+
+    fn launch_at(&mut self, name: &str, binary: &'static str, arguments: &[(&str, String)], listen: &str) {
         let mut all: Vec<String> =
             arguments.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]).collect();
         all.extend(["--log-dir".to_owned(), self.path("log")]);
         // Processes of one program must not share their log file.
         all.extend(["--set".to_owned(), format!("log.file={name}.log")]);
-        let (child, addresses) = self.spawn(name, binary, &all, &format!("127.0.0.1:{}", free_port()), &[]);
+        let (child, addresses) = self.spawn(name, binary, &all, listen, &[]);
         let process = Process { binary, arguments: all, child, addresses };
         self.processes.insert(name.to_owned(), process);
     }
@@ -247,7 +286,7 @@ impl Cluster {
     fn weir_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary_path("weir"));
         command.args(arguments).current_dir(self.dir.path());
-        command.env("WEIR_JOBMANAGER", self.address("jobmanager")).env("WEIR_STORE", self.address("store"));
+        command.env("WEIR_JOBMANAGER", self.jobmanagers().join(",")).env("WEIR_STORE", self.address("store"));
         // Whoever runs the tests may have a configuration file.
         command.env("XDG_CONFIG_HOME", self.dir.path());
         command

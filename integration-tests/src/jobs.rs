@@ -13,11 +13,11 @@ pub async fn job_until(
     what: &str,
     done: impl Fn(&pb::JobDetail) -> bool,
 ) -> pb::JobDetail {
-    let address = format!("http://{}", cluster.address("jobmanager"));
+    let addresses = cluster.jobmanagers();
     let watch = async {
-        loop {
-            // The JobManager may be the process that was killed: then connect again.
-            let Ok(mut client) = ClientClient::connect(address.clone()).await else {
+        for address in addresses.iter().cycle() {
+            // The JobManager may be the process that was killed, or not lead: then connect again, or to another one.
+            let Ok(mut client) = ClientClient::connect(format!("http://{address}")).await else {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 continue;
             };
@@ -32,6 +32,7 @@ pub async fn job_until(
                 assert_ne!(state, Some(pb::JobState::Failed), "job failed while waiting until {what}: {detail:?}");
             }
         }
+        panic!("a cluster without a JobManager")
     };
     timeout(DEADLINE, watch).await.unwrap_or_else(|_| panic!("job {job} does not get to: {what}"))
 }

@@ -1,5 +1,6 @@
 //! The JobManager's configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,51 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self { address: "127.0.0.1:7301".to_owned() }
+    }
+}
+
+/// The JobManagers of a cluster, which form a raft group: one, three or five. Alone by default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// This JobManager's number, which no other of the cluster has or ever had.
+    pub member: u64,
+    /// All JobManagers that found the cluster, this one among them, the same on each: `1=host:port`. Only a new data
+    /// directory looks at who they are; afterwards members are added and removed by `weir cluster members`.
+    pub members: Vec<String>,
+    /// Found nothing: wait to be added to a cluster that exists.
+    pub join: bool,
+    /// Where other JobManagers, clients and TaskManagers reach this one; by default the address that it listens on.
+    pub address: Option<String>,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self { member: 1, members: Vec::new(), join: false, address: None }
+    }
+}
+
+impl ClusterConfig {
+    /// The addresses in `members`.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for what is no `ID=HOST:PORT`, or comes twice.
+    pub fn addresses(&self) -> Result<BTreeMap<u64, String>> {
+        let mut addresses = BTreeMap::new();
+        for member in &self.members {
+            let parsed = member.split_once('=').and_then(|(id, address)| {
+                let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0)?;
+                let address = address.trim();
+                let (host, port) = address.rsplit_once(':')?;
+                (!host.is_empty() && port.parse::<u16>().is_ok()).then(|| (id, address.to_owned()))
+            });
+            let fresh = parsed.is_some_and(|(id, address)| addresses.insert(id, address).is_none());
+            if !fresh {
+                return Err(Error::invalid(format!("cluster.members has {member:?}"))
+                    .with_hint("Write each member once, as ID=HOST:PORT."));
+            }
+        }
+        Ok(addresses)
     }
 }
 
@@ -126,8 +172,10 @@ pub struct QuotaConfig {
 pub struct Config {
     /// Where the metadata lies.
     pub data_dir: PathBuf,
-    /// gRPC, for clients and TaskManagers.
+    /// gRPC, for clients, TaskManagers and other JobManagers.
     pub rpc: RpcConfig,
+    /// The other JobManagers.
+    pub cluster: ClusterConfig,
     /// HTTP: health, metrics, REST.
     pub http: HttpConfig,
     /// The stream store, `host:port`.
@@ -147,6 +195,7 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("weir-jobmanager-data"),
             rpc: RpcConfig::default(),
+            cluster: ClusterConfig::default(),
             http: HttpConfig::default(),
             store_address: "127.0.0.1:7400".to_owned(),
             heartbeat: HeartbeatConfig::default(),
@@ -164,6 +213,22 @@ impl weir_service::config::Config for Config {
             return Err(Error::invalid(format!(
                 "heartbeat.timeout_ms is {timeout_ms}, but must be at least twice heartbeat.interval_ms, {interval_ms}"
             )));
+        }
+        let ClusterConfig { member, join, .. } = &self.cluster;
+        let members = self.cluster.addresses()?;
+        if *member == 0 {
+            return Err(Error::invalid("cluster.member is 0").with_hint("Members are numbered from 1."));
+        }
+        if !join && !members.is_empty() && !members.contains_key(member) {
+            return Err(Error::invalid(format!("cluster.members lacks this JobManager, {member}")));
+        }
+        if !join && !members.is_empty() && ![1, 3, 5].contains(&members.len()) {
+            return Err(Error::invalid(format!("cluster.members has {} members", members.len()))
+                .with_hint("Found a cluster with one, three or five: an even number bears no more losses."));
+        }
+        if (*join || members.len() > 1) && self.snapshots.checkpoint_dir.is_none() {
+            return Err(Error::invalid("several JobManagers need snapshots.checkpoint_dir")
+                .with_hint("Name a directory that all JobManagers and TaskManagers reach, with --checkpoint-root."));
         }
         Ok(())
     }
@@ -193,4 +258,38 @@ impl Config {
 
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::io(format!("could not resolve {}", path.display()), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_one_three_or_five_founders_this_one_among_them_and_a_shared_directory() {
+        use weir_service::config::Config as _;
+        let with = |member: u64, members: &[&str], join: bool, shared: bool| {
+            let members = members.iter().map(|member| (*member).to_owned()).collect();
+            let cluster = ClusterConfig { member, members, join, address: None };
+            let checkpoint_dir = shared.then(|| PathBuf::from("/shared"));
+            let snapshots = SnapshotConfig { checkpoint_dir, ..SnapshotConfig::default() };
+            Config { cluster, snapshots, ..Config::default() }.validate()
+        };
+        let three = ["1=a:1", "2=b:2", "3=[::1]:3"];
+        with(2, &three, false, true).unwrap();
+        with(1, &[], false, false).unwrap();
+        with(4, &three[..2], true, true).unwrap();
+        for (member, members, join, shared) in [
+            (0, &three[..], false, true),
+            (4, &three[..], false, true),
+            (1, &three[..2], false, true),
+            (1, &three[..], false, false),
+            (1, &["1=a:1", "1=b:1", "2=c:1"][..], false, true),
+            (1, &["1=a"][..], false, true),
+            (1, &["a:1"][..], false, true),
+            (4, &[][..], true, false),
+        ] {
+            let refused = with(member, members, join, shared).unwrap_err();
+            assert_eq!(refused.code, weir_types::Code::InvalidArgument, "{member} {members:?}");
+        }
+    }
 }

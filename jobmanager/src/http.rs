@@ -6,22 +6,21 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::http::HttpError;
 use weir_types::Error;
 use weir_types::quota::QuotaLimits;
 
+use crate::door::Door;
 use crate::event::{Answer, Event, Request};
 use crate::identity;
 use crate::rpc::{about_to_run, ask};
 
-type Events = mpsc::Sender<Event>;
 type Reply = Result<axum::Json<Value>, HttpError>;
 
 /// `/overview`, `/jobs`, `/jobs/{job}`, `/jobs/{job}/checkpoints`, `/snapshots`, `/snapshots/{snapshot}`,
 /// `/snapshots/{snapshot}/explanation`.
-pub(crate) fn router(events: Events) -> Router {
+pub(crate) fn router(door: Door) -> Router {
     Router::new()
         .route("/overview", get(overview))
         .route("/jobs", get(jobs))
@@ -32,16 +31,16 @@ pub(crate) fn router(events: Events) -> Router {
         .route("/snapshots", get(snapshots))
         .route("/snapshots/{snapshot}", get(snapshot))
         .route("/snapshots/{snapshot}/explanation", get(explanation))
-        .with_state(events)
+        .with_state(door)
 }
 
-async fn request<T>(events: &Events, asked: impl FnOnce(Answer<T>) -> Request) -> Result<T, HttpError> {
-    ask(events, |answer| Event::Request(asked(answer))).await.map_err(HttpError)
+async fn request<T>(door: &Door, asked: impl FnOnce(Answer<T>) -> Request) -> Result<T, HttpError> {
+    ask(door, |answer| Event::Request(asked(answer))).await.map_err(HttpError)
 }
 
-async fn overview(State(events): State<Events>) -> Reply {
-    let status = request(&events, Request::Status).await?;
-    let jobs = request(&events, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?.jobs;
+async fn overview(State(door): State<Door>) -> Reply {
+    let status = request(&door, Request::Status).await?;
+    let jobs = request(&door, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?.jobs;
     let mut states = serde_json::Map::new();
     for job in &jobs {
         let count = states.entry(job.state().as_str_name()).or_insert(json!(0));
@@ -60,14 +59,14 @@ async fn overview(State(events): State<Events>) -> Reply {
     })))
 }
 
-async fn jobs(State(events): State<Events>) -> Reply {
-    let reply = request(&events, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?;
+async fn jobs(State(door): State<Door>) -> Reply {
+    let reply = request(&door, |to| Request::Jobs(pb::ListJobsRequest::default(), to)).await?;
     Ok(axum::Json(json!({ "jobs": reply.jobs.iter().map(summary).collect::<Vec<_>>() })))
 }
 
-async fn job(State(events): State<Events>, Path(job): Path<String>) -> Reply {
+async fn job(State(door): State<Door>, Path(job): Path<String>) -> Reply {
     let wanted = pb::JobRequest { job, ..Default::default() };
-    let detail = request(&events, |to| Request::Job(wanted, to)).await?;
+    let detail = request(&door, |to| Request::Job(wanted, to)).await?;
     let mut value = detail.summary.as_ref().map(summary).unwrap_or_default();
     let subtask = |subtask: &pb::Subtask| {
         json!({
@@ -110,7 +109,7 @@ struct Savepoint {
     name: Option<String>,
 }
 
-async fn savepoint(State(events): State<Events>, Path(job): Path<String>, body: Bytes) -> Reply {
+async fn savepoint(State(door): State<Door>, Path(job): Path<String>, body: Bytes) -> Reply {
     let wrong = |error: serde_json::Error| {
         HttpError(Error::invalid("the body is not what a savepoint is asked for with").with_detail(error.to_string()))
     };
@@ -129,13 +128,13 @@ async fn savepoint(State(events): State<Events>, Path(job): Path<String>, body: 
     };
     let wanted = identity::resolve(wanted)?;
     let job = pb::JobRequest { job: wanted.job.clone(), request_id: wanted.request_id.clone(), namespace: None };
-    about_to_run(&events, job, wanted.timeout_ms).await;
-    let taken = request(&events, |to| Request::Trigger(wanted, to)).await?;
+    about_to_run(&door, job, wanted.timeout_ms).await;
+    let taken = request(&door, |to| Request::Trigger(wanted, to)).await?;
     Ok(axum::Json(snapshot_json(&taken)))
 }
 
-async fn quotas(State(events): State<Events>) -> Reply {
-    let reply = request(&events, |to| Request::Quotas(pb::ListQuotasRequest::default(), to)).await?;
+async fn quotas(State(door): State<Door>) -> Reply {
+    let reply = request(&door, |to| Request::Quotas(pb::ListQuotasRequest::default(), to)).await?;
     Ok(axum::Json(json!({ "quotas": reply.quotas.iter().map(quota_json).collect::<Vec<_>>() })))
 }
 
@@ -167,27 +166,27 @@ fn quota_json(quota: &pb::Quota) -> Value {
     })
 }
 
-async fn checkpoints(State(events): State<Events>, Path(job): Path<String>) -> Reply {
+async fn checkpoints(State(door): State<Door>, Path(job): Path<String>) -> Reply {
     let wanted = pb::ListSnapshotsRequest { job: Some(job), ..Default::default() };
-    list(&events, wanted).await
+    list(&door, wanted).await
 }
 
-async fn snapshots(State(events): State<Events>) -> Reply {
-    list(&events, pb::ListSnapshotsRequest::default()).await
+async fn snapshots(State(door): State<Door>) -> Reply {
+    list(&door, pb::ListSnapshotsRequest::default()).await
 }
 
-async fn list(events: &Events, wanted: pb::ListSnapshotsRequest) -> Reply {
-    let reply = request(events, |to| Request::Snapshots(wanted, to)).await?;
+async fn list(door: &Door, wanted: pb::ListSnapshotsRequest) -> Reply {
+    let reply = request(door, |to| Request::Snapshots(wanted, to)).await?;
     Ok(axum::Json(json!({ "snapshots": reply.snapshots.iter().map(snapshot_json).collect::<Vec<_>>() })))
 }
 
-async fn snapshot(State(events): State<Events>, Path(snapshot): Path<String>) -> Reply {
-    let snapshot = request(&events, |to| Request::Snapshot(snapshot, to)).await?;
+async fn snapshot(State(door): State<Door>, Path(snapshot): Path<String>) -> Reply {
+    let snapshot = request(&door, |to| Request::Snapshot(snapshot, to)).await?;
     Ok(axum::Json(snapshot_json(&snapshot)))
 }
 
-async fn explanation(State(events): State<Events>, Path(snapshot): Path<String>) -> Reply {
-    let explanation = request(&events, |to| Request::Explain(snapshot, to)).await?;
+async fn explanation(State(door): State<Door>, Path(snapshot): Path<String>) -> Reply {
+    let explanation = request(&door, |to| Request::Explain(snapshot, to)).await?;
     Ok(axum::Json(explanation_json(&explanation)))
 }
 

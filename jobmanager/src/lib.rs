@@ -7,6 +7,7 @@
 pub mod config;
 pub mod daemon;
 
+mod door;
 mod event;
 mod explain;
 mod gc;
@@ -14,6 +15,7 @@ mod http;
 mod identity;
 mod import;
 mod leader;
+mod members;
 mod metadata;
 mod pins;
 mod planning;

@@ -28,6 +28,7 @@ pub mod pb {
     package!(graph, "weir.graph.v1");
     package!(control, "weir.control.v1");
     package!(client, "weir.client.v1");
+    package!(members, "weir.members.v1");
     package!(metadata, "weir.metadata.v1");
     package!(store, "weir.store.v1");
     package!(data, "weir.data.v1");

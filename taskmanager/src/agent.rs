@@ -86,7 +86,7 @@ enum Wake {
 impl Agent {
     /// Runs until shutdown is requested and everything has stopped.
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
-        let mut link = self.reopen(0);
+        let mut link = self.reopen(0, None);
         let mut tick = interval(IDLE_INTERVAL);
         loop {
             let wake = tokio::select! {
@@ -104,7 +104,9 @@ impl Agent {
                     tracing::warn!(%error, failures, hint = error.hint.as_deref().unwrap_or(""), "no session with a JobManager");
                 }
                 self.readiness.set_waiting(error.to_string());
-                link = self.reopen(failures + 1);
+                // One that does not lead knows who does.
+                let leader = error.detail.filter(|_| error.code == Code::NotLeader);
+                link = self.reopen(failures + 1, leader);
                 tick = interval(IDLE_INTERVAL);
             }
         }
@@ -204,11 +206,11 @@ impl Agent {
         Ok(session)
     }
 
-    /// Opens a session with the next JobManager in turn, not before its time.
-    fn reopen(&self, failures: u32) -> Link {
+    /// Opens a session with the JobManager that is said to lead, else with the next in turn, not before its time.
+    fn reopen(&self, failures: u32, leader: Option<String>) -> Link {
         let JobManagerConfig { addresses, connect_timeout, retry_delay, retry_delay_max } = &self.config;
         let index = failures as usize % addresses.len().max(1);
-        let address = addresses.get(index).cloned().unwrap_or_default();
+        let address = leader.or_else(|| addresses.get(index).cloned()).unwrap_or_default();
         let delay = match failures {
             0 => Duration::ZERO,
             failures => retry_delay.0.saturating_mul(1 << (failures - 1).min(16)).min(retry_delay_max.0),

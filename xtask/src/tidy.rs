@@ -47,6 +47,7 @@ const MAY_LINK: [(&str, &[&str]); 20] = [
             "weir-proto",
             "weir-service",
             "weir-coordination",
+            "weir-durable",
             "weir-replication",
             "weir-functions",
             "weir-sql",

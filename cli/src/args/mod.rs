@@ -29,7 +29,8 @@ pub(crate) struct Args {
 /// Options that every command takes.
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct Global {
-    /// Address of the JobManager; default: the one of the local cluster in --dir, else 127.0.0.1:6123
+    /// Address of the JobManager, or of several of one cluster, with commas; default: the local cluster's in --dir, else
+    /// 127.0.0.1:6123
     #[arg(long, global = true, env = "WEIR_JOBMANAGER", value_name = "HOST:PORT")]
     pub jobmanager: Option<String>,
     /// Address of the stream store; default: the one of the local cluster in --dir, else 127.0.0.1:6124
@@ -149,16 +150,40 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Start one stream store, one JobManager and some TaskManagers
+    /// Start one stream store, one JobManager or several, and some TaskManagers
     Start(StartArgs),
     /// Stop the cluster in --dir
     Stop,
     /// Show the cluster's processes and slots
     Status,
+    /// Look at the cluster's JobManagers, add and remove some
+    #[command(subcommand)]
+    Members(MembersCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MembersCommand {
+    /// List the JobManagers
+    List,
+    /// Add a JobManager that was started with --join
+    Add {
+        /// Its number, which no other has or ever had, and its address
+        #[arg(value_name = "N=HOST:PORT")]
+        member: String,
+    },
+    /// Remove a JobManager; its process may be stopped afterwards
+    Remove {
+        /// Its number
+        #[arg(value_name = "N")]
+        member: u64,
+    },
 }
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(crate) struct StartArgs {
+    /// Number of JobManagers: one, three or five; one leads, and another one goes on if it is lost
+    #[arg(long, default_value_t = 1, value_parser = group_size)]
+    pub jobmanagers: u32,
     /// Number of TaskManagers
     #[arg(short = 't', long, default_value_t = 2)]
     pub taskmanagers: u32,
@@ -171,6 +196,10 @@ pub(crate) struct StartArgs {
     /// Stop the cluster when this command's parent dies
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+fn group_size(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|size| [1, 3, 5].contains(size)).ok_or_else(|| "write 1, 3 or 5".to_owned())
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use weir_proto::from_status;
-use weir_proto::pb::client::v1::{ClusterStatusReply, ClusterStatusRequest};
+use weir_proto::pb::client::v1::{AddMemberRequest, ClusterStatusReply, ClusterStatusRequest};
 use weir_types::{Code, Error, Result};
 
 use crate::args::StartArgs;
@@ -44,6 +44,21 @@ pub(crate) async fn start(dir: &Path, args: &StartArgs) -> Result<ClusterFile> {
     }
 }
 
+/// Adds a JobManager that waits for that; a leader may be lost meanwhile, and adding again changes nothing.
+async fn add_member(jobmanagers: &str, id: u64, address: &str, deadline: Instant) -> Result<()> {
+    loop {
+        let request = AddMemberRequest { id, address: address.to_owned() };
+        let mut jobmanager = connect::jobmanager_at(jobmanagers).await?;
+        let Err(status) = jobmanager.add_member(request).await else { return Ok(()) };
+        let error = from_status(&status);
+        let passing = matches!(error.code, Code::NotLeader | Code::Unavailable | Code::FailedPrecondition);
+        if !passing || Instant::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+}
+
 struct Starting<'a> {
     dir: &'a Path,
     args: &'a StartArgs,
@@ -62,19 +77,35 @@ impl Starting<'_> {
             ("--savepoint-root", data("savepoints")),
             ("--store", store.0.clone()),
         ];
-        let jobmanager_arguments =
+        let jobmanager_arguments: Vec<String> =
             jobmanager_arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
-        let jobmanager =
-            self.launch("jobmanager", "weir-jobmanager", jobmanager_arguments, self.port(0), self.port(2)).await?;
-        for number in 1..=self.args.taskmanagers {
-            self.spawn_task_manager(number, &jobmanager.0)?;
+        let (mut jobmanager, http) = self
+            .launch("jobmanager", "weir-jobmanager", jobmanager_arguments.clone(), self.port(0), self.port(2))
+            .await?;
+        for number in 2..=self.args.jobmanagers {
+            let name = format!("jobmanager-{number}");
+            let mut arguments = jobmanager_arguments.clone();
+            arguments[1] = data(&name);
+            arguments.extend(["--member".to_owned(), number.to_string(), "--join".to_owned()]);
+            // After a restart the others may be elsewhere than they were.
+            for (place, address) in jobmanager.split(',').enumerate() {
+                arguments.extend(["--cluster-member".to_owned(), format!("{}={address}", place + 1)]);
+            }
+            arguments.extend(["--set".to_owned(), format!("log.file={name}.log")]);
+            let added = self.launch(&name, "weir-jobmanager", arguments, 0, 0).await?;
+            add_member(&jobmanager, u64::from(number), &added.0, self.deadline).await?;
+            jobmanager = format!("{jobmanager},{}", added.0);
         }
-        for index in 2..self.started.len() {
+        let launched = self.started.len();
+        for number in 1..=self.args.taskmanagers {
+            self.spawn_task_manager(number, &jobmanager)?;
+        }
+        for index in launched..self.started.len() {
             let (process, started) = &mut self.started[index];
             process.http = started.addresses(self.deadline).await?.get("http")?.to_string();
         }
         let processes = self.started.iter().map(|(process, _)| process.clone()).collect();
-        let file = ClusterFile { jobmanager: jobmanager.0, jobmanager_http: jobmanager.1, store: store.0, processes };
+        let file = ClusterFile { jobmanager, jobmanager_http: http, store: store.0, processes };
         file.write(self.dir)?;
         self.await_registrations(&file).await?;
         Ok(file)
@@ -110,14 +141,14 @@ impl Starting<'_> {
 
     fn spawn_task_manager(&mut self, number: u32, jobmanager: &str) -> Result<()> {
         let name = format!("tm-{number}");
+        let jobmanagers = jobmanager.split(',').map(|address| ("--jobmanager", address.to_owned()));
         let arguments = [
-            ("--jobmanager", jobmanager.to_owned()),
             ("--listen", "127.0.0.1:0".to_owned()),
             ("--http-listen", "127.0.0.1:0".to_owned()),
             ("--slots", self.args.slots.to_string()),
             ("--id", name.clone()),
         ];
-        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        let arguments = jobmanagers.chain(arguments).flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
         let started = self.spawn(&name, "weir-taskmanager", arguments)?;
         self.started.push((Process { name, id: started.id, http: String::new() }, started));
         Ok(())

@@ -2,12 +2,15 @@
 
 use serde_json::json;
 use weir_proto::from_status;
-use weir_proto::pb::client::v1::{ClusterStatusReply, ClusterStatusRequest};
-use weir_types::Result;
+use weir_proto::pb::client::v1::{
+    AddMemberRequest, ClusterStatusReply, ClusterStatusRequest, ListMembersRequest, Member, RemoveMemberRequest,
+};
+use weir_types::{Error, Result};
 
-use crate::args::{ClusterCommand, Global};
+use crate::args::{ClusterCommand, Global, MembersCommand};
 use crate::cluster::file::{ClusterFile, Process};
 use crate::cluster::{start, stop};
+use crate::connect::JobManager;
 use crate::{connect, output};
 
 /// Runs a `cluster` command.
@@ -40,7 +43,52 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Result<()> 
             output::print(&output::table(&["process", "outcome"], &[], rows))
         }
         ClusterCommand::Status => status(global).await,
+        ClusterCommand::Members(command) => members(global, command).await,
     }
+}
+
+async fn members(global: &Global, command: MembersCommand) -> Result<()> {
+    let reply = match command {
+        MembersCommand::List => {
+            let list = |mut jobmanager: JobManager| async move { jobmanager.list_members(ListMembersRequest {}).await };
+            connect::ask(global, list).await?
+        }
+        MembersCommand::Add { member } => {
+            let parsed = member.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address.to_owned())));
+            let (id, address) = parsed
+                .ok_or_else(|| Error::invalid(format!("{member:?} is not a member")).with_hint("Write N=HOST:PORT."))?;
+            let add = |mut jobmanager: JobManager| {
+                let request = AddMemberRequest { id, address: address.clone() };
+                async move { jobmanager.add_member(request).await }
+            };
+            connect::ask(global, add).await?
+        }
+        MembersCommand::Remove { member } => {
+            let remove = |mut jobmanager: JobManager| async move {
+                jobmanager.remove_member(RemoveMemberRequest { id: member }).await
+            };
+            connect::ask(global, remove).await?
+        }
+    };
+    if global.json {
+        let member = |member: &Member| {
+            json!({
+                "id": member.id, "address": member.address, "votes": member.votes, "leads": member.leads,
+                "active": member.active, "lag": member.lag,
+            })
+        };
+        return output::print_json(&json!(reply.members.iter().map(member).collect::<Vec<_>>()));
+    }
+    let rows = reply.members.iter().map(|member| {
+        let role = match (member.leads, member.votes) {
+            (true, _) => "leader",
+            (false, true) => "follower",
+            (false, false) => "learner",
+        };
+        let state = if member.active { "active" } else { "silent" };
+        vec![member.id.to_string(), member.address.clone(), role.to_owned(), state.to_owned(), member.lag.to_string()]
+    });
+    output::print(&output::table(&["member", "address", "role", "state", "entries behind"], &[0, 4], rows))
 }
 
 async fn status(global: &Global) -> Result<()> {

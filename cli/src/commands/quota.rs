@@ -37,8 +37,11 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
         remove: args.remove,
         dry_run: args.dry_run,
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager.set_quota(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply = connect::ask(global, |mut jobmanager| {
+        let request = request.clone();
+        async move { jobmanager.set_quota(request).await }
+    })
+    .await?;
     let quota = reply.quota.unwrap_or_default();
     if global.json {
         return output::print_json(&json!({

@@ -28,7 +28,11 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     if args.only_plan {
         return plan_restore(global, &mut jobmanager, request).await;
     }
-    let job = jobmanager.submit(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let job = connect::ask(global, |mut jobmanager| {
+        let request = request.clone();
+        async move { jobmanager.submit(request).await }
+    })
+    .await?;
     if args.detached {
         return if global.json {
             output::print_json(&json!({"id": job.job_id, "name": job.name}))
@@ -40,7 +44,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
         output::print(&format!("Job {} ({}) submitted; Ctrl-C leaves it running\n", job.job_id, job.name))?;
     }
     let ended = tokio::select! {
-        ended = follow(&mut jobmanager, &job.job_id, global.json) => ended?,
+        ended = follow(global, &job.job_id) => ended?,
         _ = tokio::signal::ctrl_c() => {
             return output::print(&format!("\nJob {} goes on; stop it with `weir stop {}`\n", job.job_id, job.job_id));
         }
@@ -67,14 +71,36 @@ async fn plan_restore(global: &Global, jobmanager: &mut JobManager, request: pb:
     plan.check()
 }
 
-/// Follows a job to its end, showing state changes and progress.
-async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<pb::JobDetail> {
+/// Follows a job to its end, showing state changes and progress, from one leader to the next.
+async fn follow(global: &Global, job: &str) -> Result<pb::JobDetail> {
+    let several = connect::jobmanager_address(global)?.contains(',');
+    loop {
+        let mut jobmanager = connect::jobmanager(global).await?;
+        match follow_while_led(&mut jobmanager, job, global.json).await? {
+            Err(lost) if !several && lost.code != Code::NotLeader => return Err(lost),
+            Err(_) => {}
+            Ok(ended) => return Ok(ended),
+        }
+    }
+}
+
+/// Follows a job as long as one JobManager leads; the inner error says that it does no longer.
+async fn follow_while_led(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<Result<pb::JobDetail>> {
     let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
     let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     let mut progress = Progress::new();
     let mut shown = None;
     let (mut restarted, mut waiting) = (String::new(), String::new());
-    while let Some(detail) = updates.message().await.map_err(|status| from_status(&status))? {
+    loop {
+        let detail = match updates.message().await {
+            Ok(Some(detail)) => detail,
+            Ok(None) => break,
+            Err(status) => {
+                let error = from_status(&status);
+                let lost = status.details().is_empty() || error.code == Code::NotLeader;
+                return if lost { Ok(Err(error)) } else { Err(error) };
+            }
+        };
         let Some(summary) = &detail.summary else { continue };
         let state = summary.state();
         if shown != Some(state) && !quiet {
@@ -103,11 +129,11 @@ async fn follow(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<p
             _ => progress.show(&format!("{} rows read, {} written", count(detail.rows_in), count(detail.rows_out))),
         }
         if show::has_ended(state) {
-            return Ok(detail);
+            return Ok(Ok(detail));
         }
     }
-    Err(Error::new(Code::Unavailable, "the JobManager ended the connection")
-        .with_hint(format!("The job goes on if the JobManager comes back; look at it with `weir job show {job}`.")))
+    Ok(Err(Error::new(Code::Unavailable, "the JobManager ended the connection")
+        .with_hint(format!("The job goes on if the JobManager comes back; look at it with `weir job show {job}`."))))
 }
 
 /// `weir explain`.

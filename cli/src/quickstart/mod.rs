@@ -33,7 +33,8 @@ const SLOTS: u32 = 2;
 pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> Result<()> {
     let input = Input::open(&args)?;
     let (dir, temporary) = directory(args.keep.as_ref())?;
-    let start_args = StartArgs { taskmanagers: TASK_MANAGERS, slots: SLOTS, port: 0, exit_with_parent: true };
+    let start_args =
+        StartArgs { jobmanagers: 1, taskmanagers: TASK_MANAGERS, slots: SLOTS, port: 0, exit_with_parent: true };
     let begun = std::time::Instant::now();
     let cluster = start::start(&dir, &start_args).await?;
     say(&format!(

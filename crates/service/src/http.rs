@@ -141,7 +141,9 @@ pub fn status(code: Code) -> StatusCode {
         Code::OffsetTruncated | Code::Unrestorable => StatusCode::GONE,
         Code::QuotaExceeded | Code::GroupLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         Code::Unsupported => StatusCode::NOT_IMPLEMENTED,
-        Code::ResourceExhausted | Code::Unavailable | Code::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+        Code::ResourceExhausted | Code::Unavailable | Code::NotLeader | Code::Cancelled => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

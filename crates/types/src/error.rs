@@ -51,6 +51,9 @@ pub enum Code {
     Timeout,
     /// A peer cannot be reached; worth retrying.
     Unavailable,
+    /// Another JobManager leads, at the address in the detail, or none at the moment; worth retrying there, with the same
+    /// request id.
+    NotLeader,
     /// The operation was cancelled.
     Cancelled,
     /// Stored bytes are damaged.
@@ -65,7 +68,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Code; 21] = [
+    pub const ALL: [Code; 22] = [
         Code::InvalidArgument,
         Code::InvalidSql,
         Code::Unsupported,
@@ -82,6 +85,7 @@ impl Code {
         Code::ResourceExhausted,
         Code::Timeout,
         Code::Unavailable,
+        Code::NotLeader,
         Code::Cancelled,
         Code::Corrupt,
         Code::Unrestorable,
@@ -108,6 +112,7 @@ impl Code {
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Timeout => "TIMEOUT",
             Code::Unavailable => "UNAVAILABLE",
+            Code::NotLeader => "NOT_LEADER",
             Code::Cancelled => "CANCELLED",
             Code::Corrupt => "CORRUPT",
             Code::Unrestorable => "UNRESTORABLE",
@@ -123,7 +128,7 @@ impl Code {
 
     /// Whether the same request may succeed later without change.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Code::Unavailable | Code::Timeout)
+        matches!(self, Code::Unavailable | Code::NotLeader | Code::Timeout)
     }
 }
 

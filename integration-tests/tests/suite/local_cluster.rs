@@ -64,3 +64,32 @@ fn the_quickstart_verifies_its_result_and_leaves_nothing_running() {
     assert!(verdict["result_rows"].as_u64().expect("a count") > 100, "{verdict}");
     assert!(!keep.join("cluster.json").exists(), "the cluster was stopped");
 }
+
+#[test]
+fn a_local_cluster_of_three_jobmanagers_shrinks_and_grows_and_starts_again() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let members = || -> Vec<(u64, bool)> {
+        let listed = stdout(&weir(dir.path(), &["--json", "cluster", "members", "list"]));
+        let listed: Value = serde_json::from_str(&listed).expect("JSON");
+        let listed = listed.as_array().expect("a list").iter();
+        listed.map(|member| (member["id"].as_u64().expect("an id"), member["votes"] == true)).collect()
+    };
+    let start = ["cluster", "start", "--port", "0", "--jobmanagers", "3", "--taskmanagers", "1"];
+    stdout(&weir(dir.path(), &start));
+    assert_eq!(members(), [(1, true), (2, true), (3, true)]);
+    stdout(&weir(dir.path(), &["cluster", "members", "remove", "3"]));
+    stdout(&weir(dir.path(), &["cluster", "members", "remove", "3"]));
+    assert_eq!(members(), [(1, true), (2, true)]);
+    let wrong = weir(dir.path(), &["cluster", "members", "add", "here"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    stdout(&weir(dir.path(), &["cluster", "stop"]));
+
+    stdout(&weir(dir.path(), &start));
+    let status: Value =
+        serde_json::from_str(&stdout(&weir(dir.path(), &["--json", "cluster", "status"]))).expect("JSON");
+    assert_eq!(members(), [(1, true), (2, true), (3, true)]);
+    stdout(&weir(dir.path(), &["cluster", "stop"]));
+    for process in status["processes"].as_array().expect("processes") {
+        assert!(!is_running(process["pid"].as_u64().expect("a pid")), "{process} still runs");
+    }
+}

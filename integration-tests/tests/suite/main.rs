@@ -9,6 +9,7 @@ mod command_line;
 mod explain;
 mod failures;
 mod fallback;
+mod high_availability;
 mod identity;
 mod imports;
 mod incremental;

@@ -128,6 +128,8 @@ pub(crate) struct Leader {
     store: StoreClient,
     planner: Planner,
     events: mpsc::Sender<Event>,
+    /// Requested when another JobManager leads, or this one ends: work in progress is given up.
+    reign: Shutdown,
     commits: VecDeque<(Command, Then)>,
     committing: Option<(Commit, Then)>,
     scheduler: Scheduler,
@@ -225,11 +227,6 @@ impl Leader {
     /// What looks for pins that somebody has broken.
     pub(crate) fn pin_watch(&self) -> PinWatch {
         PinWatch { store: self.store.clone(), node: self.node.clone(), events: self.events.clone() }
-    }
-
-    /// Plans scripts.
-    pub(crate) fn planner(&self) -> Planner {
-        self.planner.clone()
     }
 
     fn on_event(&mut self, event: Event) {
@@ -376,9 +373,12 @@ impl Leader {
 
     /// Runs work beside the loop; what it returns comes back as an event.
     fn work(&self, work: impl Future<Output = Event> + Send + 'static) {
-        let events = self.events.clone();
+        let (events, reign) = (self.events.clone(), self.reign.clone());
         tokio::spawn(async move {
-            let event = work.await;
+            let event = tokio::select! {
+                event = work => event,
+                () = reign.requested() => return,
+            };
             // Without a leader there is nobody to tell: its successor finds out by itself.
             let _gone = events.send(event).await;
         });

@@ -14,6 +14,7 @@ use weir_coordination::metadata::{Command, Completion, Reply, SnapshotEntry};
 use weir_coordination::scheduler::{Config as SchedulerConfig, Recovered, Scheduler};
 use weir_proto::convert::metadata::{decode_reply, encode_command};
 use weir_replication::Node;
+use weir_service::Shutdown;
 use weir_stream_store::client::StoreClient;
 use weir_types::ids::{ClusterId, JobId, SnapshotId, Term};
 use weir_types::snapshot::SnapshotState;
@@ -46,6 +47,8 @@ impl Leader {
         node: Node<Machine>,
         store: StoreClient,
         events: mpsc::Sender<Event>,
+        planner: Planner,
+        reign: Shutdown,
     ) -> Result<Self> {
         let (checkpoint_root, savepoint_root) = config.snapshot_roots()?;
         let fresh = ClusterId::new(uuid::Uuid::new_v4().simple().to_string())?;
@@ -54,7 +57,8 @@ impl Leader {
         let cluster = cluster.ok_or_else(|| Error::internal("the cluster has no id"))?;
         let heartbeat = config.heartbeat;
         let mut leader = Self {
-            planner: Planner::new(),
+            planner,
+            reign,
             checkpoint_root,
             savepoint_root,
             cluster,

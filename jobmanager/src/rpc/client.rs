@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_server::Client;
@@ -13,26 +13,29 @@ use weir_types::job::JobState;
 use weir_types::{Error, Result};
 
 use super::{about_to_run, ask, status};
+use crate::door::Door;
 use crate::event::{Answer, Event, Request as Asked};
 use crate::identity::{self, Claim};
+use crate::members;
 use crate::planning::Planner;
 
 /// Changes of a watched job within this time are shown as one.
 const COALESCE: Duration = Duration::from_millis(50);
 
 pub(super) struct Service {
-    events: mpsc::Sender<Event>,
+    door: Door,
     planner: Planner,
+    members: members::Service,
     shutdown: Shutdown,
 }
 
 impl Service {
-    pub(super) fn new(events: mpsc::Sender<Event>, planner: Planner, shutdown: Shutdown) -> Self {
-        Self { events, planner, shutdown }
+    pub(super) fn new(door: Door, planner: Planner, members: members::Service, shutdown: Shutdown) -> Self {
+        Self { door, planner, members, shutdown }
     }
 
     async fn ask<T>(&self, asked: impl FnOnce(Answer<T>) -> Asked) -> Result<Response<T>, Status> {
-        ask(&self.events, |answer| Event::Request(asked(answer))).await.map(Response::new).map_err(status)
+        ask(&self.door, |answer| Event::Request(asked(answer))).await.map(Response::new).map_err(status)
     }
 }
 
@@ -80,9 +83,8 @@ impl Client for Service {
     async fn watch_job(&self, request: Request<pb::JobRequest>) -> Result<Response<Details>, Status> {
         let request = known(request)?;
         let (job, changes) =
-            ask(&self.events, |answer| Event::Request(Asked::Watch(request, answer))).await.map_err(status)?;
-        let watched =
-            Watched { events: self.events.clone(), job: job.to_string(), changes, shown: false, ended: false };
+            ask(&self.door, |answer| Event::Request(Asked::Watch(request, answer))).await.map_err(status)?;
+        let watched = Watched { door: self.door.clone(), job: job.to_string(), changes, shown: false, ended: false };
         let details = futures::stream::unfold(watched, Watched::next);
         let shutdown = self.shutdown.clone();
         let details = futures::StreamExt::take_until(details, async move { shutdown.requested().await });
@@ -100,14 +102,14 @@ impl Client for Service {
     ) -> Result<Response<pb::Snapshot>, Status> {
         let request = known(request)?;
         let pb::TriggerSnapshotRequest { request_id, job, namespace, timeout_ms, .. } = request.clone();
-        about_to_run(&self.events, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
+        about_to_run(&self.door, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
         self.ask(|answer| Asked::Trigger(request, answer)).await
     }
 
     async fn stop_job(&self, request: Request<pb::StopJobRequest>) -> Result<Response<pb::Snapshot>, Status> {
         let request = known(request)?;
         let pb::StopJobRequest { request_id, job, namespace, timeout_ms, .. } = request.clone();
-        about_to_run(&self.events, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
+        about_to_run(&self.door, pb::JobRequest { request_id, job, namespace }, timeout_ms).await;
         self.ask(|answer| Asked::Stop(request, answer)).await
     }
 
@@ -214,6 +216,27 @@ impl Client for Service {
     ) -> Result<Response<pb::ListPoliciesReply>, Status> {
         self.ask(|answer| Asked::Policies(request.into_inner(), answer)).await
     }
+
+    async fn list_members(
+        &self,
+        _request: Request<pb::ListMembersRequest>,
+    ) -> Result<Response<pb::ListMembersReply>, Status> {
+        self.members.list().await.map(Response::new).map_err(status)
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<pb::AddMemberRequest>,
+    ) -> Result<Response<pb::ListMembersReply>, Status> {
+        self.members.add(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<pb::RemoveMemberRequest>,
+    ) -> Result<Response<pb::ListMembersReply>, Status> {
+        self.members.remove(request.into_inner()).await.map(Response::new).map_err(status)
+    }
 }
 
 /// A request with the identity that it is carried out under.
@@ -223,7 +246,7 @@ fn known<T: Claim>(request: Request<T>) -> Result<T, Status> {
 
 /// A watched job: its detail at once, after changes, and a last time when it has ended.
 struct Watched {
-    events: mpsc::Sender<Event>,
+    door: Door,
     job: String,
     changes: watch::Receiver<u64>,
     shown: bool,
@@ -243,7 +266,7 @@ impl Watched {
         self.changes.mark_unchanged();
         self.shown = true;
         let job = pb::JobRequest { job: self.job.clone(), ..Default::default() };
-        let detail = ask(&self.events, |answer| Event::Request(Asked::Job(job, answer))).await;
+        let detail = ask(&self.door, |answer| Event::Request(Asked::Job(job, answer))).await;
         self.ended |= detail.as_ref().map_or(true, has_ended);
         Some((detail.map_err(status), self))
     }

@@ -14,20 +14,21 @@ use weir_types::control::FromTaskManager;
 use weir_types::ids::TaskManagerId;
 use weir_types::{Code, Error, Result};
 
-use super::{ask, status};
+use super::{send, status};
+use crate::door::Door;
 use crate::event::{Event, SESSION_QUEUE_MAX, SessionId};
 
 /// How long a new session may take to say who it is.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Service {
-    events: mpsc::Sender<Event>,
+    door: Door,
     shutdown: Shutdown,
 }
 
 impl Service {
-    pub(super) fn new(events: mpsc::Sender<Event>, shutdown: Shutdown) -> Self {
-        Self { events, shutdown }
+    pub(super) fn new(door: Door, shutdown: Shutdown) -> Self {
+        Self { door, shutdown }
     }
 }
 
@@ -47,9 +48,11 @@ impl Coordinator for Service {
         };
         let task_manager = registration.task_manager.clone();
         let (outbound, messages) = mpsc::channel(SESSION_QUEUE_MAX);
-        let accepted = ask(&self.events, |accepted| Event::SessionOpened { registration, outbound, accepted });
+        // What this session says goes to the leader that accepts it, and to no later one.
+        let events = self.door.events().await.map_err(status)?;
+        let accepted = send(&events, |accepted| Event::SessionOpened { registration, outbound, accepted });
         let session = accepted.await.map_err(status)?;
-        tokio::spawn(listen(inbound, self.events.clone(), task_manager, session, self.shutdown.clone()));
+        tokio::spawn(listen(inbound, events, task_manager, session, self.shutdown.clone()));
         let shutdown = self.shutdown.clone();
         let messages = ReceiverStream::new(messages)
             .map(|message| Ok(pb::JobManagerMessage::from(&message)))

@@ -1,4 +1,4 @@
-//! gRPC: handlers turn requests into events, and answers into replies. Nothing is decided here.
+//! gRPC: handlers turn requests into events for the leader, and answers into replies. Nothing is decided here.
 
 mod client;
 mod coordinator;
@@ -17,7 +17,9 @@ use weir_proto::to_status;
 use weir_service::Shutdown;
 use weir_types::{Error, Result};
 
+use crate::door::{Door, gone};
 use crate::event::{Answer, Event};
+use crate::members;
 use crate::planning::Planner;
 
 pub(crate) use ready::about_to_run;
@@ -27,17 +29,19 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// How long open calls may take after shutdown was requested.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves clients and TaskManagers until shutdown is requested.
+/// Serves clients, TaskManagers and other JobManagers until shutdown is requested.
 pub(crate) async fn serve(
     listener: TcpListener,
-    events: mpsc::Sender<Event>,
+    door: Door,
     planner: Planner,
+    members: members::Service,
     shutdown: Shutdown,
 ) -> Result<()> {
-    let clients = ClientServer::new(client::Service::new(events.clone(), planner, shutdown.clone()))
+    let clients = client::Service::new(door.clone(), planner, members.clone(), shutdown.clone());
+    let clients = ClientServer::new(clients)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let task_managers = CoordinatorServer::new(coordinator::Service::new(events, shutdown.clone()))
+    let task_managers = CoordinatorServer::new(coordinator::Service::new(door, shutdown.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let requested = shutdown.clone();
@@ -45,6 +49,7 @@ pub(crate) async fn serve(
         .tcp_nodelay(true)
         .add_service(clients)
         .add_service(task_managers)
+        .add_service(members.server())
         .add_service(weir_proto::diagnostics::server(weir_service::events::recall))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { requested.requested().await });
     let drained = async {
@@ -58,9 +63,13 @@ pub(crate) async fn serve(
 }
 
 /// Asks the leader, and waits for its answer.
-pub(crate) async fn ask<T>(events: &mpsc::Sender<Event>, event: impl FnOnce(Answer<T>) -> Event) -> Result<T> {
+pub(crate) async fn ask<T>(door: &Door, event: impl FnOnce(Answer<T>) -> Event) -> Result<T> {
+    send(&door.events().await?, event).await
+}
+
+/// Asks the leader that takes these events.
+async fn send<T>(events: &mpsc::Sender<Event>, event: impl FnOnce(Answer<T>) -> Event) -> Result<T> {
     let (answer, reply) = oneshot::channel();
-    let gone = || Error::unavailable("this JobManager is shutting down").with_hint("Try again in a moment.");
     events.send(event(answer)).await.map_err(|_| gone())?;
     reply.await.unwrap_or_else(|_| Err(gone()))
 }

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::job::JobState;
 use weir_types::{Error, Result};
 
 use super::ask;
+use crate::door::Door;
 use crate::event::{Event, Request};
 
 /// How long a request waits for its job to run; a job that lacks slots, or breaks again and again, does not keep it longer.
@@ -16,20 +16,19 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Returns when the job runs, when it will not run by itself any more, or when the time is over; at once if the request is
 /// a retry of one that is known. What is asked for next says what is wrong, if anything is.
-pub(crate) async fn about_to_run(events: &mpsc::Sender<Event>, wanted: pb::JobRequest, timeout_ms: Option<u64>) {
+pub(crate) async fn about_to_run(door: &Door, wanted: pb::JobRequest, timeout_ms: Option<u64>) {
     let request_id = wanted.request_id.clone();
-    if !request_id.is_empty()
-        && ask(events, |answer| Event::Request(Request::Progress(request_id, answer))).await.is_ok()
+    if !request_id.is_empty() && ask(door, |answer| Event::Request(Request::Progress(request_id, answer))).await.is_ok()
     {
         return;
     }
     let wait = timeout_ms.map_or(WAIT_MAX, |timeout_ms| WAIT_MAX.min(Duration::from_millis(timeout_ms)));
     let runs = async {
-        let (job, mut changes) = ask(events, |answer| Event::Request(Request::Watch(wanted, answer))).await?;
+        let (job, mut changes) = ask(door, |answer| Event::Request(Request::Watch(wanted, answer))).await?;
         loop {
             changes.mark_unchanged();
             let job = pb::JobRequest { job: job.to_string(), ..Default::default() };
-            let detail = ask(events, |answer| Event::Request(Request::Job(job, answer))).await?;
+            let detail = ask(door, |answer| Event::Request(Request::Job(job, answer))).await?;
             if !is_about_to_run(&detail) || changes.changed().await.is_err() {
                 return Ok::<(), Error>(());
             }

@@ -40,7 +40,7 @@ fn grpc_code(code: Code) -> GrpcCode {
         Code::OffsetTruncated | Code::SequenceGap => GrpcCode::OutOfRange,
         Code::QuotaExceeded | Code::GroupLimitExceeded | Code::ResourceExhausted => GrpcCode::ResourceExhausted,
         Code::Timeout => GrpcCode::DeadlineExceeded,
-        Code::Unavailable => GrpcCode::Unavailable,
+        Code::Unavailable | Code::NotLeader => GrpcCode::Unavailable,
         Code::Cancelled => GrpcCode::Cancelled,
         Code::Corrupt | Code::Unrestorable => GrpcCode::DataLoss,
         _ => GrpcCode::Internal,

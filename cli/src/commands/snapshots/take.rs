@@ -58,10 +58,12 @@ async fn trigger(
         pinned: annotations.pin,
         evict_oldest: annotations.evict_oldest,
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let watched = jobmanager.clone();
-    let taken = async { jobmanager.trigger_snapshot(request).await.map_err(|status| from_status(&status)) };
-    let snapshot = watching(watched, request_id, taken).await?.into_inner();
+    let watched = connect::jobmanager(global).await?;
+    let taken = connect::ask(global, |mut jobmanager| {
+        let request = request.clone();
+        async move { jobmanager.trigger_snapshot(request).await }
+    });
+    let snapshot = watching(watched, request_id, taken).await?;
     print_taken(global, &snapshot)
 }
 
@@ -84,10 +86,12 @@ pub(crate) async fn stop(
         owner: identity.owner(&wait.owner)?,
         namespace: identity.namespace(&wait.namespace)?,
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let watched = jobmanager.clone();
-    let taken = async { jobmanager.stop_job(request).await.map_err(|status| from_status(&status)) };
-    let snapshot = watching(watched, request_id, taken).await?.into_inner();
+    let watched = connect::jobmanager(global).await?;
+    let taken = connect::ask(global, |mut jobmanager| {
+        let request = request.clone();
+        async move { jobmanager.stop_job(request).await }
+    });
+    let snapshot = watching(watched, request_id, taken).await?;
     print_taken(global, &snapshot)
 }
 
