@@ -24,8 +24,6 @@ use crate::telemetry::Telemetry;
 
 /// Threads for control and network: never more, so that computing keeps the cores.
 const CONTROL_WORKERS: usize = 1;
-/// What the threads for snapshot files add to their niceness: on Linux, a third of the time of a thread that computes.
-const FILES_NICENESS: i32 = 5;
 /// Events and reports of subtasks that may wait for the control loop.
 const EVENTS_MAX: usize = 1024;
 
@@ -63,14 +61,12 @@ pub fn start(args: &Args) -> Result<()> {
     result
 }
 
-/// The thread for snapshot files: one that schedules, one that reads and writes. Where cores are short, jobs go first: a
-/// snapshot may take longer, but it does not halve what a job gets done meanwhile.
+/// The thread for snapshot files: one that schedules, one that reads and writes.
 fn files_runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(1)
         .thread_name("files")
-        .on_thread_start(|| weir_service::runtime::yield_cores(FILES_NICENESS))
         .enable_all()
         .build()
         .map_err(|error| Error::io("could not start the files runtime", &error))
