@@ -94,7 +94,23 @@ async fn job(State(door): State<Door>, Path(job): Path<String>) -> Reply {
     value["late_rows"] = json!(detail.late_rows);
     value["waiting_for"] = json!(detail.waiting_for);
     value["plan"] = json!(detail.plan);
+    value["failures"] = detail.failures.iter().map(failure_json).collect();
+    value["failures_total"] = json!(detail.failures_total);
     Ok(axum::Json(value))
+}
+
+fn failure_json(failure: &pb::JobFailure) -> Value {
+    json!({
+        "at_ms": failure.at_ms,
+        "attempt": failure.attempt,
+        "chain": failure.chain,
+        "chain_name": failure.chain_name,
+        "subtask": failure.chain.map(|_| failure.index),
+        "task_manager": failure.task_manager_id,
+        "error": failure.error.clone().map(Error::from),
+        "followed": if failure.restart_after_ms.is_some() { "RESTART" } else { "FAIL" },
+        "restart_after_ms": failure.restart_after_ms,
+    })
 }
 
 /// What a savepoint is taken with; a body without a member means its default.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of a test")]
 
 use proptest::prelude::*;
+use prost::Message;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
     Command, Completion, Deleter, Import, NewJob, Origin, PassedOver, ReaderGroup, Reserve, RestoreRecord,
@@ -10,6 +11,7 @@ use weir_coordination::metadata::{
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
 use weir_proto::convert::metadata_state::{decode_state, encode_state};
+use weir_proto::pb::metadata::v1 as pb;
 use weir_types::annotations::AnnotationChange;
 use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::error::Facts;
@@ -18,7 +20,7 @@ use weir_types::ids::{
     Attempt, BarrierId, ChainId, ClusterId, GroupName, JobId, Nonce, Parallelism, RequestId, SnapshotId, SubtaskIndex,
     TaskManagerId,
 };
-use weir_types::job::{JobChange, JobState};
+use weir_types::job::{Followed, JobChange, JobFailure, JobState};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::restore::ClaimMode;
 use weir_types::retention::{RetentionPolicy, Schedule};
@@ -216,6 +218,58 @@ fn what_a_job_was_restored_from_is_held_until_it_has_its_own() {
     state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap();
     let error = state.apply(Millis(6), delete(Savepoint, 1)).unwrap_err();
     assert!(error.message.contains("is the last completed one"), "nobody holds it any more: {error}");
+}
+
+#[test]
+fn a_history_of_failures_survives_the_log_and_its_snapshots() {
+    let mut state = running();
+    let failure = |change, followed| Command::ChangeJob {
+        job: job(1),
+        change,
+        failure: Some(Box::new(JobFailure {
+            at: Millis(7),
+            attempt: Attempt(1),
+            subtask: Some((ChainId(2), SubtaskIndex(1))),
+            task_manager: Some(TaskManagerId::new("tm").unwrap()),
+            error: Error::new(Code::Io, "broken").with_detail("why"),
+            followed,
+        })),
+    };
+    for command in [
+        failure(JobChange::Restart, Followed::Restart { delay_ms: 5 }),
+        start(1, 2),
+        failure(JobChange::Fail, Followed::Fail),
+    ] {
+        let (now, decoded) = decode_command(&encode_command(Millis(8), &command)).unwrap();
+        assert_eq!(decoded, command);
+        state.apply(now, decoded).unwrap();
+    }
+    let read = decode_state(&encode_state(&state)).unwrap();
+    assert_eq!(read, state);
+    let failures = &read.jobs[&job(1)].failures;
+    assert_eq!((failures.total, failures.newest.len()), (2, 2));
+    assert_eq!(failures.newest[1].followed, Followed::Fail);
+}
+
+#[test]
+fn a_failure_of_a_build_without_a_history_is_read() {
+    let failure = Some((&Error::new(Code::Io, "broken")).into());
+    let change = pb::JobChange::Fail.into();
+    let change = pb::ChangeJob { job: job(1).to_string(), change, failure, cause: None };
+    let command = pb::Command { version: 1, now_ms: 9, command: Some(pb::command::Command::ChangeJob(change)) };
+    let (now, command) = decode_command(&command.encode_to_vec()).unwrap();
+    let mut state = running();
+    state.apply(now, command).unwrap();
+    let failure = state.jobs[&job(1)].failures.newest[0].clone();
+    assert_eq!((failure.at, failure.followed, failure.error.code), (Millis(9), Followed::Fail, Code::Io));
+
+    let mut older = pb::State::decode(encode_state(&state).as_slice()).unwrap();
+    let record = older.jobs.iter_mut().find(|job| !job.failures.is_empty()).unwrap();
+    record.failure = record.failures.pop().and_then(|failure| failure.error);
+    record.failures_total = 0;
+    let read = decode_state(&older.encode_to_vec()).unwrap();
+    let failures = &read.jobs[&job(1)].failures;
+    assert_eq!((failures.total, failures.last().map(|error| error.code)), (1, Some(Code::Io)));
 }
 
 #[test]

@@ -74,10 +74,47 @@ pub(crate) fn job_detail_json(job: &pb::JobDetail) -> Value {
         .collect();
     let snapshots: Vec<_> = job.recent_snapshots.iter().map(snapshot_json).collect();
     json!({
+        "failures": job.failures.iter().map(job_failure_json).collect::<Vec<_>>(),
+        "failures_total": job.failures_total,
         "fallback": job.fallback.as_ref().map(fallback_json),
         "job": job.summary.as_ref().map(job_json), "chains": chains, "snapshots": snapshots, "plan": job.plan,
         "rows_in": job.rows_in, "rows_out": job.rows_out, "late_rows": job.late_rows, "waiting_for": job.waiting_for,
     })
+}
+
+fn job_failure_json(failure: &pb::JobFailure) -> Value {
+    json!({
+        "at_ms": failure.at_ms, "attempt": failure.attempt, "chain": failure.chain, "chain_name": failure.chain_name,
+        "subtask": failure.chain.map(|_| failure.index), "task_manager": failure.task_manager_id,
+        "error": failure_json(failure.error.as_ref()),
+        "followed": if failure.restart_after_ms.is_some() { "RESTART" } else { "FAIL" },
+        "restart_after_ms": failure.restart_after_ms,
+    })
+}
+
+/// The newest failures, for people: one line of a table for each, and the whole of the newest one below.
+fn failures_text(job: &pb::JobDetail) -> String {
+    let Some(newest) = job.failures.first() else { return String::new() };
+    let rows = job.failures.iter().map(|failure| {
+        let subtask = failure.chain.map(|chain| format!("{chain}/{} {}", failure.index, failure.chain_name));
+        let followed = failure.restart_after_ms.map(|delay| format!("restart after {delay} ms"));
+        let error = failure.error.clone().map(Error::from);
+        vec![
+            time::moment(failure.at_ms),
+            failure.attempt.to_string(),
+            subtask.unwrap_or_default(),
+            failure.task_manager_id.clone(),
+            followed.unwrap_or_else(|| "the job failed".to_owned()),
+            error.map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default(),
+        ]
+    });
+    let header = &["failed at", "attempt", "subtask", "taskmanager", "what followed", "error"];
+    let mut text = format!("\nFailures: {}\n", job.failures_total);
+    text += &output::table(header, &[1], rows);
+    if let Some(detail) = newest.error.as_ref().and_then(|error| error.detail.as_ref()) {
+        text += &format!("Detail of the newest one: {detail}\n");
+    }
+    text
 }
 
 fn fallback_json(fallback: &pb::Fallback) -> Value {
@@ -89,9 +126,7 @@ fn fallback_json(fallback: &pb::Fallback) -> Value {
 /// A job with all its parts, for people.
 pub(crate) fn job_detail_text(job: &pb::JobDetail) -> String {
     let mut text = jobs_table(job.summary.as_slice());
-    if let Some(failure) = job.summary.as_ref().and_then(|summary| summary.failure.clone()) {
-        text += &format!("\nNewest failure: {}\n", Error::from(failure));
-    }
+    text += &failures_text(job);
     if let Some(pb::Fallback { at_ms, attempt, to, passed_over }) = &job.fallback {
         text += &format!("\nAttempt {attempt} fell back to {to} at {}:\n", time::moment(*at_ms));
         for pb::PassedOver { snapshot, reason } in passed_over {

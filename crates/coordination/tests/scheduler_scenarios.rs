@@ -12,7 +12,8 @@ use weir_types::control::SubtaskStatus;
 use weir_types::deployment::SubtaskState;
 use weir_types::error::Facts;
 use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
-use weir_types::job::JobState;
+use weir_types::job::{Followed, JobFailure, JobState};
+use weir_types::restart::{Backoff, RestartStrategy};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -67,7 +68,45 @@ fn recovered(words: &[&str]) -> Option<Recovered> {
         attempt: Attempt(attempt.parse().unwrap()),
         task_managers: on.split(',').filter(|name| !name.is_empty()).map(manager).collect(),
         stopped: words.contains(&"stopped"),
+        failures: value(words, "failures").map_or(0, |failures| failures.parse().unwrap()),
+        failed_at: Vec::new(),
     })
+}
+
+/// `none`; `fixed[:ATTEMPTS]`, 100 ms each; `exponential[:ATTEMPTS]`, from 100 ms doubling to 1 s, reset after 10 s, without
+/// jitter; `rate:FAILURES:INTERVAL`.
+fn strategy(text: &str) -> RestartStrategy {
+    let parts: Vec<&str> = text.split(':').collect();
+    let number = |index: usize| parts.get(index).map(|part| part.parse::<u32>().unwrap());
+    match parts[0] {
+        "none" => RestartStrategy::None,
+        "fixed" => RestartStrategy::FixedDelay { attempts_max: number(1), delay_ms: 100 },
+        "exponential" => RestartStrategy::ExponentialDelay(Backoff {
+            initial_ms: 100,
+            max_ms: 1_000,
+            multiplier_permille: 2_000,
+            reset_threshold_ms: 10_000,
+            jitter_permille: 0,
+            attempts_max: number(1),
+        }),
+        "rate" => RestartStrategy::FailureRate {
+            failures_max: number(1).unwrap(),
+            interval_ms: number(2).unwrap().into(),
+            delay_ms: 100,
+        },
+        other => panic!("unknown strategy {other}"),
+    }
+}
+
+/// What broke, where, and what follows.
+fn failure(failure: &JobFailure) -> String {
+    let subtask = failure.subtask.map(|(chain, index)| format!(" in {chain}/{index}")).unwrap_or_default();
+    let on = failure.task_manager.as_ref().map(|on| format!(" on {on}")).unwrap_or_default();
+    let followed = match failure.followed {
+        Followed::Restart { delay_ms } => format!("restart after {delay_ms}"),
+        Followed::Fail => "fail".to_owned(),
+    };
+    format!("#{} {}{subtask}{on}: {followed}", failure.attempt, failure.error.code)
 }
 
 /// A source chain 0 and an aggregating chain 1, both of parallelism `p`.
@@ -77,8 +116,7 @@ fn plan(words: &[&str]) -> JobPlan {
         job: id(words[0]),
         chains: vec![(ChainId(0), p), (ChainId(1), p)],
         sources: BTreeSet::from([ChainId(0)]),
-        restart_attempts_max: value(words, "restarts").map(|max| max.parse().unwrap()),
-        restart_delay_ms: 100,
+        restart: strategy(value(words, "restart").unwrap_or("fixed")),
         recovered: recovered(words),
     }
 }
@@ -131,7 +169,7 @@ fn show(action: &Action) -> String {
         }
         Action::FinishAttempt(job, attempt) => format!("finish {job}#{attempt}"),
         Action::ChangeJob(job, change, None) => format!("change {job} {change:?}"),
-        Action::ChangeJob(job, change, Some(error)) => format!("change {job} {change:?} {}", error.code),
+        Action::ChangeJob(job, change, Some(why)) => format!("change {job} {change:?} {}", failure(why)),
         Action::AttemptRunning(job, attempt) => format!("running {job}#{attempt}"),
         Action::AttemptEnded(job, attempt, error) => format!("ended {job}#{attempt} {}", error.code),
     }

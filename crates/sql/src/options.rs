@@ -1,5 +1,7 @@
 //! `SET 'key' = 'value'`: Flink's keys as options of the job.
 
+mod restart;
+
 use std::collections::BTreeMap;
 
 use weir_types::graph::JobOptions;
@@ -18,12 +20,15 @@ pub(crate) struct Settings {
     pub(crate) warnings: Vec<String>,
     /// Whose a snapshot is from which the job is restored.
     pub(crate) claim_mode: ClaimMode,
+    restart: restart::Restart,
 }
 
+/// A key, what it takes, and what it does.
+type Key = (&'static str, &'static str, Apply);
 type Apply = fn(&mut Settings, &str) -> Option<()>;
 
-/// Keys with what they take and what they do.
-const KEYS: &[(&str, &str, Apply)] = &[
+/// All keys but those of restart strategies.
+const KEYS: &[Key] = &[
     ("parallelism.default", "a number from 1", |settings, value| {
         settings.options.parallelism = Parallelism::new(value.parse().ok()?).ok()?;
         Some(())
@@ -72,18 +77,6 @@ const KEYS: &[(&str, &str, Apply)] = &[
     }),
     ("execution.buffer-timeout.interval", "a duration such as '10 ms'", |settings, value| {
         settings.options.buffer_timeout_ms = parse_duration_ms(value)?;
-        Some(())
-    }),
-    ("restart-strategy.type", "'fixed-delay' or 'none'", restart_strategy),
-    ("restart-strategy", "'fixed-delay' or 'none'", restart_strategy),
-    ("restart-strategy.fixed-delay.attempts", "a number", |settings, value| {
-        let attempts: u32 = value.parse().ok()?;
-        // Flink's documentation spells "without limit" as the largest int.
-        settings.options.restart_attempts_max = (attempts < i32::MAX as u32).then_some(attempts);
-        Some(())
-    }),
-    ("restart-strategy.fixed-delay.delay", "a duration such as '1 s'", |settings, value| {
-        settings.options.restart_delay_ms = parse_duration_ms(value)?;
         Some(())
     }),
     ("table.local-time-zone", "an IANA name such as 'Europe/Berlin'", |settings, value| {
@@ -145,17 +138,6 @@ fn claim_mode(settings: &mut Settings, value: &str) -> Option<()> {
     Some(())
 }
 
-fn restart_strategy(settings: &mut Settings, value: &str) -> Option<()> {
-    match value.to_lowercase().as_str() {
-        "fixed-delay" | "fixeddelay" => Some(()),
-        "none" | "off" | "disable" => {
-            settings.options.restart_attempts_max = Some(0);
-            Some(())
-        }
-        _ => None,
-    }
-}
-
 impl Settings {
     /// The settings that these keys and values make.
     pub(crate) fn of<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> Result<Self> {
@@ -164,17 +146,16 @@ impl Settings {
         for (key, value) in pairs {
             seen.insert(key, value);
         }
-        // `none` must win over a number of attempts, whatever their order.
-        let is_strategy = |key: &str| key == "restart-strategy" || key == "restart-strategy.type";
-        let (last, first): (Vec<_>, Vec<_>) = seen.into_iter().partition(|(key, _)| is_strategy(key));
-        for (key, value) in first.into_iter().chain(last) {
+        for (key, value) in seen {
             settings.apply(key, value)?;
         }
+        settings.options.restart = settings.restart.strategy(&mut settings.warnings)?;
         Ok(settings)
     }
 
     fn apply(&mut self, key: &str, value: &str) -> Result<()> {
-        if let Some((_, takes, apply)) = KEYS.iter().find(|(known, ..)| *known == key) {
+        let keys = || KEYS.iter().chain(restart::KEYS);
+        if let Some((_, takes, apply)) = keys().find(|(known, ..)| *known == key) {
             return apply(self, value.trim()).ok_or_else(|| {
                 Error::invalid(format!("option '{key}' does not take the value '{value}'"))
                     .with_hint(format!("It takes {takes}."))
@@ -185,7 +166,7 @@ impl Settings {
             return Ok(());
         }
         let error = Error::invalid(format!("unknown option '{key}'"));
-        Err(match nearest(key, KEYS.iter().map(|(known, ..)| *known)) {
+        Err(match nearest(key, keys().map(|(known, ..)| *known)) {
             Some(near) => error.with_hint(format!("Did you mean '{near}'?")),
             None => error.with_hint("docs/sql.md lists the options."),
         })

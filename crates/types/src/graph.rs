@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::connector::ConnectorKind;
 use crate::error::{Error, Result};
 use crate::ids::{ChainId, OperatorId, OperatorUid, Parallelism};
+use crate::restart::RestartStrategy;
 
 /// A planned job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,10 +50,8 @@ pub struct JobOptions {
     pub checkpoints_incremental: bool,
     /// `execution.buffer-timeout` in ms: how long a batch may wait to be filled.
     pub buffer_timeout_ms: u64,
-    /// `restart-strategy.fixed-delay.attempts`; none: no limit.
-    pub restart_attempts_max: Option<u32>,
-    /// `restart-strategy.fixed-delay.delay` in ms.
-    pub restart_delay_ms: u64,
+    /// `restart-strategy.*`.
+    pub restart: RestartStrategy,
     /// `table.local-time-zone`, an IANA name.
     pub local_time_zone: String,
     /// `table.exec.source.idle-timeout` in ms; zero: splits never count as idle.
@@ -72,8 +71,7 @@ impl Default for JobOptions {
             checkpoint_failures_tolerated: None,
             checkpoints_incremental: true,
             buffer_timeout_ms: 10,
-            restart_attempts_max: None,
-            restart_delay_ms: 100,
+            restart: RestartStrategy::default(),
             local_time_zone: "UTC".to_owned(),
             source_idle_timeout_ms: 0,
             other: BTreeMap::new(),

@@ -4,6 +4,39 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+use crate::ids::{Attempt, ChainId, SubtaskIndex, TaskManagerId};
+use crate::time::Millis;
+
+/// An attempt that broke: where, why, and what followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobFailure {
+    /// When the JobManager heard of it.
+    pub at: Millis,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The subtask that broke first; none: the cause lies outside of the subtasks.
+    pub subtask: Option<(ChainId, SubtaskIndex)>,
+    /// The TaskManager that the subtask ran on, or that was lost.
+    pub task_manager: Option<TaskManagerId>,
+    /// The root cause.
+    pub error: Error,
+    /// What followed.
+    pub followed: Followed,
+}
+
+/// What follows when an attempt breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// The job restarts after so many milliseconds, given slots.
+    Restart {
+        /// The delay.
+        delay_ms: u64,
+    },
+    /// The job has failed.
+    Fail,
+}
+
 /// State of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -14,6 +14,7 @@ pub mod job;
 pub mod key_range;
 pub mod options;
 pub mod quota;
+pub mod restart;
 pub mod restore;
 pub mod retention;
 pub mod snapshot;

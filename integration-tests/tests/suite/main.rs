@@ -19,6 +19,7 @@ mod local_cluster;
 mod policies;
 mod quotas;
 mod real_data;
+mod recovery;
 mod refusals;
 mod restore;
 mod savepoints;

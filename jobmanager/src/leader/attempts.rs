@@ -10,7 +10,7 @@ use weir_stream_store::client::StoreClient;
 use weir_types::control::{CancelAttempt, FinishAttempt, ToTaskManager};
 use weir_types::deployment::{Deployment, Placement, Restore, SplitAssignment};
 use weir_types::ids::{Attempt, JobId};
-use weir_types::job::JobChange;
+use weir_types::job::{JobChange, JobFailure};
 use weir_types::snapshot::SourcePositions;
 use weir_types::{Code, Error, Result};
 
@@ -57,9 +57,15 @@ impl Leader {
         }
     }
 
-    fn change_job(&mut self, job: JobId, change: JobChange, failure: Option<Error>) {
-        match &failure {
-            Some(error) => tracing::warn!(%job, ?change, code = %error.code, %error, "job changes"),
+    fn change_job(&mut self, job: JobId, change: JobChange, failure: Option<Box<JobFailure>>) {
+        match failure.as_deref() {
+            Some(JobFailure { attempt, subtask, task_manager, error, followed, .. }) => {
+                let subtask = subtask.map(|(chain, index)| format!("{chain}/{index}")).unwrap_or_default();
+                let task_manager = task_manager.as_ref().map(ToString::to_string).unwrap_or_default();
+                metrics::counter!("weir_job_failures_total").increment(1);
+                tracing::warn!(%job, %attempt, ?change, ?followed, subtask, task_manager, code = %error.code, %error,
+                    "job changes");
+            }
             None => tracing::info!(%job, ?change, "job changes"),
         }
         self.touch(&job);

@@ -220,6 +220,8 @@ impl Leader {
                 attempt: job.attempt,
                 task_managers: job.placements.iter().map(|placement| placement.task_manager.clone()).collect(),
                 stopped: job.stopped_by.is_some(),
+                failures: job.failures.total,
+                failed_at: job.failures.newest.iter().map(|failure| failure.at).collect(),
             })
         });
         if let Some(recovered) = found {

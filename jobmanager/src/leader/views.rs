@@ -4,7 +4,7 @@ use weir_coordination::metadata::{JobRecord, SnapshotEntry, State};
 use weir_proto::pb::client::v1 as pb;
 use weir_types::graph::OperatorSpec;
 use weir_types::ids::{JobId, SnapshotId, SubtaskId, SubtaskIndex};
-use weir_types::job::JobState;
+use weir_types::job::{JobFailure, JobState};
 use weir_types::snapshot::SnapshotState;
 use weir_types::{Error, Result};
 
@@ -82,7 +82,7 @@ impl Leader {
             ended_at_ms: record.ended_at.map_or(0, |at| at.0),
             owner: record.owner.clone(),
             namespace: record.namespace.clone(),
-            failure: record.failure.as_ref().map(Into::into),
+            failure: record.failures.last().map(Into::into),
             restored_from: restored.unwrap_or_default(),
         }
     }
@@ -116,6 +116,8 @@ impl Leader {
                 plan: record.plan.clone(),
                 waiting_for: self.scheduler.waiting_for(now(), job),
                 fallback: record.fallback.as_ref().map(Into::into),
+                failures: failures_view(record, &chains),
+                failures_total: record.failures.total,
                 chains,
             })
         })
@@ -178,6 +180,16 @@ impl Leader {
             Ok(view)
         })
     }
+}
+
+/// The newest failures of a job, newest first.
+fn failures_view(record: &JobRecord, chains: &[pb::Chain]) -> Vec<pb::JobFailure> {
+    let view = |failure: &JobFailure| {
+        let chain = failure.subtask.and_then(|(id, _)| chains.iter().find(|chain| chain.id == id.0));
+        let chain_name = chain.map(|chain| chain.name.clone()).unwrap_or_default();
+        pb::JobFailure { chain_name, ..failure.into() }
+    };
+    record.failures.newest.iter().rev().map(view).collect()
 }
 
 /// State of the subtasks of a job that the scheduler has forgotten; what became of each one in a job that failed is in the logs.

@@ -16,6 +16,8 @@ use weir_types::{Code, Error, Result};
 
 use crate::pb::graph::v1 as pb;
 
+mod restart;
+
 /// The version of the encoding that this build writes, and the only one that it reads.
 const VERSION: u32 = 1;
 
@@ -107,8 +109,7 @@ impl From<&JobOptions> for pb::JobOptions {
             checkpoint_failures_tolerated,
             checkpoints_incremental,
             buffer_timeout_ms,
-            restart_attempts_max,
-            restart_delay_ms,
+            restart,
             local_time_zone,
             source_idle_timeout_ms,
             other,
@@ -121,8 +122,9 @@ impl From<&JobOptions> for pb::JobOptions {
             checkpoints_retained: *checkpoints_retained,
             checkpoint_failures_tolerated: *checkpoint_failures_tolerated,
             buffer_timeout_ms: *buffer_timeout_ms,
-            restart_attempts_max: *restart_attempts_max,
-            restart_delay_ms: *restart_delay_ms,
+            restart_attempts_max: None,
+            restart_delay_ms: 0,
+            restart: Some(restart.into()),
             local_time_zone: local_time_zone.clone(),
             source_idle_timeout_ms: *source_idle_timeout_ms,
             other: other.clone().into_iter().collect(),
@@ -149,6 +151,7 @@ impl TryFrom<pb::JobOptions> for JobOptions {
             source_idle_timeout_ms,
             other,
             full_checkpoints,
+            restart,
         } = options;
         Ok(Self {
             parallelism: Parallelism::new(parallelism)?,
@@ -158,8 +161,8 @@ impl TryFrom<pb::JobOptions> for JobOptions {
             checkpoints_retained,
             checkpoint_failures_tolerated,
             buffer_timeout_ms,
-            restart_attempts_max,
-            restart_delay_ms,
+            restart: restart
+                .map_or_else(|| restart::of_older_build(restart_attempts_max, restart_delay_ms), Into::into),
             local_time_zone,
             source_idle_timeout_ms,
             other: other.into_iter().collect(),

@@ -17,7 +17,7 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
 use super::metadata_quota::quota_defaults;
-use super::{all, catalogue, required};
+use super::{all, catalogue, failure, required};
 use crate::pb::metadata::v1 as pb;
 
 /// The version of commands and of the state that this build writes.
@@ -47,7 +47,8 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
         Command::ChangeJob { job, change, failure } => Wire::ChangeJob(pb::ChangeJob {
             job: job.to_string(),
             change: change_to_pb(*change).into(),
-            failure: failure.as_ref().map(Into::into),
+            failure: None,
+            cause: failure.as_deref().map(Into::into),
         }),
         Command::Reserve(reserve) => Wire::Reserve(reserve.as_ref().into()),
         Command::Import(import) => Wire::Import(import.as_ref().into()),
@@ -111,11 +112,12 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
         Wire::Released(pb::Released { job, names }) => Command::Released { job: JobId::new(job)?, names },
         Wire::CreateJob(job) => Command::CreateJob(Box::new(job.try_into()?)),
         Wire::StartAttempt(start) => Command::StartAttempt(start.try_into()?),
-        Wire::ChangeJob(pb::ChangeJob { job, change, failure }) => Command::ChangeJob {
-            job: JobId::new(job)?,
-            change: change_from_pb(change)?,
-            failure: failure.map(Into::into),
-        },
+        Wire::ChangeJob(pb::ChangeJob { job, change, failure, cause }) => {
+            let change = change_from_pb(change)?;
+            let older = failure.map(|error| failure::of_older_build(Millis(now_ms), Attempt(0), change, error.into()));
+            let failure = cause.map(TryInto::try_into).transpose()?.or(older).map(Box::new);
+            Command::ChangeJob { job: JobId::new(job)?, change, failure }
+        }
         Wire::Reserve(reserve) => Command::Reserve(Box::new(reserve.try_into()?)),
         Wire::Import(import) => Command::Import(Box::new(import.try_into()?)),
         Wire::Complete(complete) => Command::Complete(Box::new(complete.try_into()?)),

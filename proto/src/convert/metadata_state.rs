@@ -3,14 +3,14 @@
 use prost::Message;
 use weir_coordination::metadata::{Answered, JobRecord, NewJob, Quotas, Reserve, SnapshotEntry, State};
 use weir_types::ids::{Attempt, BarrierId, ClusterId, Parallelism, RequestId, SnapshotId};
-use weir_types::job::JobState;
+use weir_types::job::{JobChange, JobState};
 use weir_types::snapshot::SnapshotState;
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 use super::metadata::{Answer, VERSION, check_version, decode, nonempty, optional};
 use super::metadata_quota::{quota_defaults, quotas_from_pb, quotas_to_pb, shared_from_pb, shared_to_pb};
-use super::{all, required};
+use super::{all, failure, required};
 use crate::pb::client::v1 as client;
 use crate::pb::metadata::v1 as pb;
 
@@ -93,7 +93,7 @@ impl From<&JobRecord> for pb::Job {
             submitted_at,
             started_at,
             ended_at,
-            failure,
+            failures,
             restore,
             placements,
             splits,
@@ -121,13 +121,15 @@ impl From<&JobRecord> for pb::Job {
             submitted_at_ms: submitted_at.0,
             started_at_ms: started_at.map(|at| at.0),
             ended_at_ms: ended_at.map(|at| at.0),
-            failure: failure.as_ref().map(Into::into),
+            failure: None,
             placements: placements.iter().map(Into::into).collect(),
             splits: splits.iter().map(Into::into).collect(),
             last_barrier: last_barrier.0,
             stopped_by: optional(stopped_by.as_ref()),
             took_snapshot: *took_snapshot,
             fallback: fallback.as_ref().map(Into::into),
+            failures: failures.newest.iter().map(Into::into).collect(),
+            failures_total: failures.total,
         }
     }
 }
@@ -152,9 +154,16 @@ impl TryFrom<pb::Job> for JobRecord {
             stopped_by,
             took_snapshot,
             fallback,
+            failures,
+            failures_total,
         } = job;
         let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } =
             required("job", new_job)?.try_into()?;
+        let older = failure.map(|error| {
+            let at = Millis(ended_at_ms.or(started_at_ms).unwrap_or(submitted_at_ms));
+            let change = if state == JobState::Failed { JobChange::Fail } else { JobChange::Restart };
+            failure::of_older_build(at, Attempt(attempt), change, error.into())
+        });
         Ok(Self {
             id,
             name,
@@ -170,7 +179,7 @@ impl TryFrom<pb::Job> for JobRecord {
             submitted_at: Millis(submitted_at_ms),
             started_at: started_at_ms.map(Millis),
             ended_at: ended_at_ms.map(Millis),
-            failure: failure.map(Into::into),
+            failures: failure::failures_from_pb(failures, failures_total, older)?,
             restore,
             placements: all(placements)?,
             splits: all(splits)?,

@@ -8,6 +8,7 @@ pub mod data;
 pub mod deployment;
 pub mod diagnostics;
 pub mod error;
+mod failure;
 pub mod grants;
 pub mod graph;
 pub mod group;

@@ -4,7 +4,7 @@ use weir_types::annotations::AnnotationChange;
 use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
-use weir_types::job::JobChange;
+use weir_types::job::{JobChange, JobFailure};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::retention::RetentionPolicy;
 use weir_types::snapshot::{Annotations, SnapshotKind, Verifier};
@@ -35,7 +35,7 @@ pub enum Command {
         /// What happened to it.
         change: JobChange,
         /// Why, if something broke.
-        failure: Option<Error>,
+        failure: Option<Box<JobFailure>>,
     },
     /// Sets the limits of a level.
     SetQuota {

@@ -12,6 +12,7 @@ mod claims;
 mod command;
 mod deletion;
 mod eviction;
+mod failures;
 #[cfg(test)]
 mod fixture;
 mod imports;
@@ -26,7 +27,7 @@ mod usage;
 use std::collections::BTreeMap;
 
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId};
-use weir_types::job::{JobChange, JobState};
+use weir_types::job::{JobChange, JobFailure, JobState};
 use weir_types::quota::{check_namespace, check_owner, or_default};
 use weir_types::restore::ClaimMode;
 use weir_types::time::Millis;
@@ -37,6 +38,7 @@ pub use catalogue::Catalogue;
 pub use claims::Claim;
 pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAttempt};
 pub use deletion::{DeletedRecord, Deleter, Deletion};
+pub use failures::Failures;
 pub use imports::{Import, Origin};
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
@@ -232,7 +234,7 @@ impl State {
                 submitted_at: now,
                 started_at: None,
                 ended_at: None,
-                failure: None,
+                failures: Failures::default(),
                 restore,
                 placements: Vec::new(),
                 splits: Vec::new(),
@@ -280,12 +282,12 @@ impl State {
         Ok(Applied { job: Some(job), ..Applied::default() })
     }
 
-    fn change_job(&mut self, now: Millis, job: &JobId, change: JobChange, failure: Option<Error>) -> Reply {
+    fn change_job(&mut self, now: Millis, job: &JobId, change: JobChange, failure: Option<Box<JobFailure>>) -> Reply {
         let record = self.jobs.get_mut(job).ok_or_else(|| no_job(job.as_str()))?;
         let state = record.state.next(change).ok_or_else(|| cannot(record, change))?;
         record.state = state;
-        if failure.is_some() {
-            record.failure = failure;
+        if let Some(failure) = failure {
+            record.failures.note(*failure);
         }
         match change {
             JobChange::Run => {

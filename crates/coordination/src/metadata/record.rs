@@ -10,7 +10,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePosit
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
-use super::{Claim, Deletion, Fallback, Origin};
+use super::{Claim, Deletion, Failures, Fallback, Origin};
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -44,8 +44,8 @@ pub struct JobRecord {
     pub started_at: Option<Millis>,
     /// When it ended.
     pub ended_at: Option<Millis>,
-    /// The newest failure, also while it restarts.
-    pub failure: Option<Error>,
+    /// What broke it, also while it restarts.
+    pub failures: Failures,
     /// Whose state it started with.
     pub restore: Option<RestoreRecord>,
     /// Where the newest attempt runs.

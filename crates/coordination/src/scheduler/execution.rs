@@ -6,9 +6,10 @@ use weir_types::Error;
 use weir_types::control::SubtaskStatus;
 use weir_types::deployment::{Placement, SubtaskState};
 use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, TaskManagerId};
-use weir_types::job::{JobChange, JobState};
+use weir_types::job::{Followed, JobChange, JobFailure, JobState};
 use weir_types::time::Millis;
 
+use super::restart::{Broke, Restarts, Verdict};
 use super::{Action, Config, JobPlan, is_fatal, is_unreadable_state};
 use crate::checkpoint::SubtaskKey;
 
@@ -21,8 +22,23 @@ enum Progress {
     Finished,
 }
 
-/// Restart delays do not grow beyond this, and an attempt that lived as long was not short-lived.
-const RESTART_DELAY_MAX_MS: u64 = 10_000;
+/// How long a job waits for the next attempt after one that could not read its state, if its strategy would not restart it.
+const UNREADABLE_DELAY_MS: u64 = 100;
+
+/// Why an attempt breaks, and where.
+#[derive(Debug)]
+pub(super) struct Cause {
+    subtask: Option<SubtaskKey>,
+    task_manager: Option<TaskManagerId>,
+    error: Error,
+}
+
+impl Cause {
+    /// Not by a subtask.
+    pub(super) fn outside(error: Error) -> Self {
+        Self { subtask: None, task_manager: None, error }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Execution {
@@ -30,11 +46,10 @@ pub(super) struct Execution {
     order: u64,
     state: JobState,
     attempt: Attempt,
-    restarts: u32,
-    /// When the attempt was decided.
-    began_at: Millis,
-    /// Attempts in a row that broke of themselves soon after they began.
-    short_lived: u32,
+    /// When it may restart, and how often.
+    restarts: Restarts,
+    /// Since when all subtasks of the attempt run.
+    running_since: Option<Millis>,
     /// The end of the restart's delay, or of the wait for TaskManagers after a recovery; zero: not waiting for time.
     not_before: Millis,
     /// TaskManagers that a recovered job still waits for; with the last of them the wait is over.
@@ -55,14 +70,15 @@ pub(super) struct Execution {
 impl Execution {
     pub(super) fn new(now: Millis, config: Config, order: u64, mut plan: JobPlan, out: &mut Vec<Action>) -> Self {
         let recovered = plan.recovered.take();
+        let (failures, failed_at) =
+            recovered.as_ref().map(|was| (was.failures, was.failed_at.clone())).unwrap_or_default();
         let mut execution = Self {
+            restarts: Restarts::new(&plan.job, plan.restart.clone(), failures, failed_at),
             plan,
             order,
             state: JobState::Created,
             attempt: Attempt(0),
-            restarts: 0,
-            began_at: Millis(0),
-            short_lived: 0,
+            running_since: None,
             not_before: Millis(0),
             awaited: None,
             placements: Vec::new(),
@@ -172,9 +188,9 @@ impl Execution {
         [deploy, self.given_up_at].into_iter().flatten().min()
     }
 
-    pub(super) fn deploy(&mut self, now: Millis, placements: Vec<Placement>, out: &mut Vec<Action>) {
+    pub(super) fn deploy(&mut self, placements: Vec<Placement>, out: &mut Vec<Action>) {
         let Some(state) = self.state.next(JobChange::Deploy) else { return };
-        self.began_at = now;
+        self.running_since = None;
         self.state = state;
         self.attempt = self.attempt.next();
         self.subtasks = placements.iter().map(|p| ((p.chain, p.index), Progress::Starting)).collect();
@@ -208,22 +224,30 @@ impl Execution {
             SubtaskState::Failed(error) => {
                 // This one has ended; the others have to.
                 *progress = Progress::Finished;
-                return self.broken(now, config, error, out);
+                return self.broken(now, config, self.broke(&subtask, error), out);
             }
             SubtaskState::Cancelled => {
                 *progress = Progress::Finished;
                 let error = Error::internal(format!("subtask {subtask} was cancelled without a command"));
-                return self.broken(now, config, error, out);
+                return self.broken(now, config, self.broke(&subtask, error), out);
             }
         };
         *progress = reached.max(*progress);
-        self.advanced(out);
+        self.advanced(now, out);
+    }
+
+    /// A subtask of the newest attempt broke.
+    fn broke(&self, subtask: &SubtaskId, error: Error) -> Cause {
+        let (chain, index) = (subtask.chain, subtask.index);
+        let on = self.placements.iter().find(|placement| placement.chain == chain && placement.index == index);
+        Cause { subtask: Some((chain, index)), task_manager: on.map(|on| on.task_manager.clone()), error }
     }
 
     /// A subtask of the running attempt has advanced: perhaps the job has, too.
-    fn advanced(&mut self, out: &mut Vec<Action>) {
+    fn advanced(&mut self, now: Millis, out: &mut Vec<Action>) {
         let least = self.subtasks.values().min().copied().unwrap_or(Progress::Finished);
         if self.state == JobState::Starting && least >= Progress::Running {
+            self.running_since = Some(now);
             self.change(JobChange::Run, None, out);
             out.push(Action::AttemptRunning(self.id(), self.attempt));
         }
@@ -249,21 +273,37 @@ impl Execution {
     }
 
     /// The attempt cannot go on.
-    pub(super) fn broken(&mut self, now: Millis, config: Config, error: Error, out: &mut Vec<Action>) {
+    pub(super) fn broken(&mut self, now: Millis, config: Config, cause: Cause, out: &mut Vec<Action>) {
         if self.placements.is_empty() || !self.ending.is_empty() || self.state == JobState::Cancelling {
             return;
         }
-        out.push(Action::AttemptEnded(self.id(), self.attempt, error.clone()));
+        out.push(Action::AttemptEnded(self.id(), self.attempt, cause.error.clone()));
         self.cancel_attempt(now, config, out);
-        let exhausted = self.plan.restart_attempts_max.is_some_and(|max| self.restarts >= max);
         if self.stopped {
             // The savepoint is complete, and that was what the job still had to do.
-        } else if !is_unreadable_state(&error) && (exhausted || is_fatal(&error)) {
-            self.change(JobChange::Fail, Some(error), out);
-        } else {
-            self.restarts += 1;
-            self.not_before = now.plus(self.next_delay(now, &error));
-            self.change(JobChange::Restart, Some(error), out);
+            return self.ended(out);
+        }
+        let broke = Broke {
+            at: now,
+            attempt: self.attempt,
+            ran_since: self.running_since,
+            by_peer: cause.error.code.is_retryable(),
+        };
+        let verdict = self.restarts.failed(broke);
+        // Where state cannot be read, each restart has one snapshot less to try.
+        let delay_ms = match verdict {
+            Verdict::After { delay_ms } if is_unreadable_state(&cause.error) || !is_fatal(&cause.error) => {
+                Some(delay_ms)
+            }
+            Verdict::GiveUp if is_unreadable_state(&cause.error) => Some(UNREADABLE_DELAY_MS),
+            _ => None,
+        };
+        match delay_ms {
+            Some(delay_ms) => self.restart(now, delay_ms, cause, out),
+            None => {
+                let failure = self.failure(now, cause, Followed::Fail);
+                self.change(JobChange::Fail, Some(failure), out);
+            }
         }
         self.ended(out);
     }
@@ -275,21 +315,19 @@ impl Execution {
         }
         out.push(Action::AttemptEnded(self.id(), self.attempt, error.clone()));
         self.cancel_attempt(now, config, out);
-        self.change(JobChange::Restart, Some(error), out);
+        self.restart(now, 0, Cause::outside(error), out);
         self.ended(out);
     }
 
-    /// How long to wait before the next attempt: longer and longer while attempts break of themselves one after the
-    /// other. A peer that is gone says nothing about the next attempt.
-    fn next_delay(&mut self, now: Millis, error: &Error) -> u64 {
-        let delay = self.plan.restart_delay_ms;
-        if error.code.is_retryable() || now.since(self.began_at) >= RESTART_DELAY_MAX_MS {
-            self.short_lived = 0;
-            return delay;
-        }
-        let doubled = delay.saturating_mul(1 << self.short_lived.min(16));
-        self.short_lived += 1;
-        doubled.min(RESTART_DELAY_MAX_MS.max(delay))
+    fn restart(&mut self, now: Millis, delay_ms: u64, cause: Cause, out: &mut Vec<Action>) {
+        self.not_before = if delay_ms > 0 { now.plus(delay_ms) } else { Millis(0) };
+        let failure = self.failure(now, cause, Followed::Restart { delay_ms });
+        self.change(JobChange::Restart, Some(failure), out);
+    }
+
+    fn failure(&self, at: Millis, cause: Cause, followed: Followed) -> JobFailure {
+        let Cause { subtask, task_manager, error } = cause;
+        JobFailure { at, attempt: self.attempt, subtask, task_manager, error, followed }
     }
 
     pub(super) fn cancel(&mut self, now: Millis, config: Config, out: &mut Vec<Action>) {
@@ -363,7 +401,8 @@ impl Execution {
             self.ending.retain(|_, on| on != id);
             self.ended(out);
         } else if self.placements.iter().any(|placement| placement.task_manager == *id) {
-            self.broken(now, config, error.clone(), out);
+            let cause = Cause { subtask: None, task_manager: Some(id.clone()), error: error.clone() };
+            self.broken(now, config, cause, out);
             // Nothing runs there any more, so nothing has to end there.
             self.ending.retain(|_, on| on != id);
             self.ended(out);
@@ -385,10 +424,10 @@ impl Execution {
         }
     }
 
-    pub(super) fn stop_abandoned(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn stop_abandoned(&mut self, now: Millis, out: &mut Vec<Action>) {
         if self.state == JobState::Stopping {
             self.change(JobChange::Run, None, out);
-            self.advanced(out);
+            self.advanced(now, out);
         }
     }
 
@@ -404,14 +443,14 @@ impl Execution {
         } else if self.placements.is_empty() {
             self.ended(out);
         } else if self.ending.is_empty() {
-            self.advanced(out);
+            self.advanced(now, out);
         }
     }
 
-    pub(super) fn change(&mut self, change: JobChange, failure: Option<Error>, out: &mut Vec<Action>) {
+    pub(super) fn change(&mut self, change: JobChange, failure: Option<JobFailure>, out: &mut Vec<Action>) {
         if let Some(state) = self.state.next(change) {
             self.state = state;
-            out.push(Action::ChangeJob(self.id(), change, failure));
+            out.push(Action::ChangeJob(self.id(), change, failure.map(Box::new)));
         }
     }
 }

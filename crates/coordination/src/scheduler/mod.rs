@@ -5,6 +5,7 @@
 //! whose stop is complete, is never deployed again.
 
 mod execution;
+mod restart;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,13 @@ use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::error::Facts;
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, ChainId, JobId, OperatorUid, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
-use weir_types::job::{JobChange, JobState};
+use weir_types::job::{JobChange, JobFailure, JobState};
+use weir_types::restart::RestartStrategy;
 use weir_types::snapshot::SplitPosition;
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
-use execution::Execution;
+use execution::{Cause, Execution};
 pub use slots::{Slots, SlotsOf};
 
 /// How patient the scheduler is.
@@ -40,10 +42,8 @@ pub struct JobPlan {
     pub chains: Vec<(ChainId, Parallelism)>,
     /// Those that are headed by a source.
     pub sources: BTreeSet<ChainId>,
-    /// How often it may be restarted; none: without limit.
-    pub restart_attempts_max: Option<u32>,
-    /// How long it waits before a restart; attempts that break soon one after the other wait longer.
-    pub restart_delay_ms: u64,
+    /// Whether and when it is restarted.
+    pub restart: RestartStrategy,
     /// Where it stood when an earlier JobManager ended; none: it is new.
     pub recovered: Option<Recovered>,
 }
@@ -59,6 +59,10 @@ pub struct Recovered {
     pub task_managers: BTreeSet<TaskManagerId>,
     /// Whether a stop's savepoint is complete.
     pub stopped: bool,
+    /// How often it has failed.
+    pub failures: u32,
+    /// When it failed, as far as that is remembered; oldest first.
+    pub failed_at: Vec<Millis>,
 }
 
 impl JobPlan {
@@ -73,8 +77,7 @@ impl JobPlan {
                 .filter(|chain| chain.operators.first().is_some_and(|head| graph.inputs(*head).next().is_none()))
                 .map(|chain| chain.id)
                 .collect(),
-            restart_attempts_max: graph.options.restart_attempts_max,
-            restart_delay_ms: graph.options.restart_delay_ms,
+            restart: graph.options.restart.clone(),
             recovered,
         }
     }
@@ -119,7 +122,7 @@ pub enum Action {
     /// Every source subtask is drained: let the attempt end.
     FinishAttempt(JobId, Attempt),
     /// Commit a change of the job's state.
-    ChangeJob(JobId, JobChange, Option<Error>),
+    ChangeJob(JobId, JobChange, Option<Box<JobFailure>>),
     /// All subtasks of the attempt run.
     AttemptRunning(JobId, Attempt),
     /// The attempt is over.
@@ -172,7 +175,7 @@ impl Scheduler {
             }
             Event::Broken(job, attempt, error) => {
                 if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
-                    execution.broken(now, self.config, error, &mut out);
+                    execution.broken(now, self.config, Cause::outside(error), &mut out);
                 }
             }
             Event::Resumed(job, attempt, error) => {
@@ -182,7 +185,7 @@ impl Scheduler {
             }
             Event::Cancel(job) => self.with(&job, |execution, config| execution.cancel(now, config, &mut out)),
             Event::Stop(job) => self.with(&job, |execution, _| execution.change(JobChange::Stop, None, &mut out)),
-            Event::StopAbandoned(job) => self.with(&job, |execution, _| execution.stop_abandoned(&mut out)),
+            Event::StopAbandoned(job) => self.with(&job, |execution, _| execution.stop_abandoned(now, &mut out)),
             Event::StopCompleted(job) => {
                 self.with(&job, |execution, config| execution.stop_completed(now, config, &mut out))
             }
@@ -272,7 +275,7 @@ impl Scheduler {
             let occupied = self.occupied();
             let Some(execution) = self.jobs.get_mut(&job) else { continue };
             if let Some(placements) = self.slots.place(&occupied, execution.chains()) {
-                execution.deploy(now, placements, out);
+                execution.deploy(placements, out);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use prost::Message;
+use weir_types::restart::RestartStrategy;
 
 use super::*;
 
@@ -84,7 +85,7 @@ fn graph() -> JobGraph {
             checkpoint_interval_ms: None,
             checkpoint_failures_tolerated: Some(0),
             checkpoints_incremental: false,
-            restart_attempts_max: Some(3),
+            restart: RestartStrategy::FailureRate { failures_max: 3, interval_ms: 2, delay_ms: 1 },
             other: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             ..JobOptions::default()
         },
