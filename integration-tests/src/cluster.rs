@@ -72,29 +72,51 @@ impl Cluster {
 
     /// Starts a cluster with so many JobManagers, `jobmanager-1` and so on, which form a raft group.
     pub fn start_group(jobmanagers: u32, task_managers: u32, slots: u32) -> Self {
+        Self::start_group_with(jobmanagers, task_managers, slots, &[])
+    }
+
+    /// The same, with settings of the JobManagers, `KEY=VALUE`.
+    pub fn start_group_with(jobmanagers: u32, task_managers: u32, slots: u32, settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("weir-test-").tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("log")).expect("a log directory");
         let mut cluster = Self { dir, processes: BTreeMap::new() };
         cluster.launch("store", "weir-store", &[("--data-dir", cluster.path("store"))]);
         let addresses: Vec<String> = (0..jobmanagers).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         for (number, address) in (1..).zip(&addresses) {
-            let name = format!("jobmanager-{number}");
-            let mut arguments = vec![
-                ("--data-dir", cluster.path(&name)),
-                ("--checkpoint-root", cluster.path("checkpoints")),
-                ("--savepoint-root", cluster.path("savepoints")),
-                ("--store", cluster.address("store")),
-                ("--member", number.to_string()),
-            ];
+            let mut arguments = cluster.member_arguments(number);
             let members =
                 (1..).zip(&addresses).map(|(member, address)| ("--cluster-member", format!("{member}={address}")));
             arguments.extend(members);
-            cluster.launch_at(&name, "weir-jobmanager", &arguments, address);
+            arguments.extend(settings.iter().map(|setting| ("--set", (*setting).to_owned())));
+            cluster.launch_at(&format!("jobmanager-{number}"), "weir-jobmanager", &arguments, address);
         }
         for number in 1..=task_managers {
             cluster.add_task_manager(&format!("tm-{number}"), slots);
         }
         cluster
+    }
+
+    /// Starts one more JobManager, `jobmanager-<number>`, which waits to be added to the group.
+    pub fn join_jobmanager(&mut self, number: u64) {
+        let mut arguments = self.member_arguments(number);
+        arguments.push(("--set", "cluster.join=true".to_owned()));
+        self.launch(&format!("jobmanager-{number}"), "weir-jobmanager", &arguments);
+    }
+
+    fn member_arguments(&self, number: u64) -> Vec<(&'static str, String)> {
+        vec![
+            ("--data-dir", self.path(&format!("jobmanager-{number}"))),
+            ("--checkpoint-root", self.path("checkpoints")),
+            ("--savepoint-root", self.path("savepoints")),
+            ("--store", self.address("store")),
+            ("--member", number.to_string()),
+        ]
+    }
+
+    /// Kills a process for good: nobody is told its address any more.
+    pub fn remove(&mut self, name: &str) {
+        self.kill(name);
+        self.processes.remove(name);
     }
 
     /// Addresses of all JobManagers, whether they run or not.

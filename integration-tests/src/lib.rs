@@ -7,6 +7,7 @@
     reason = "every function is a part of some test and fails it by panicking"
 )]
 
+pub mod api;
 pub mod cluster;
 pub mod jobs;
 pub mod oracle;

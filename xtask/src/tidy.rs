@@ -86,7 +86,6 @@ const MAY_LINK: [(&str, &[&str]); 20] = [
         &[
             "weir-types",
             "weir-coordination",
-            "weir-coordination",
             "weir-replication",
             "weir-functions",
             "weir-state",
@@ -97,6 +96,7 @@ const MAY_LINK: [(&str, &[&str]); 20] = [
             "weir-proto",
             "weir-sql",
             "weir-integration-tests",
+            "weir-testkit",
         ],
     ),
     ("weir-integration-tests", &["weir-types", "weir-proto", "weir-service", "weir-stream-store"]),

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use weir_benches::measure::{cpu_seconds, median, memory_mib};
 use weir_integration_tests::cluster::Cluster;
 use weir_integration_tests::jobs::job_in_state;
 use weir_proto::pb::client::v1::JobState;
-
-use crate::measure::{cpu_seconds, median, memory_mib};
 
 /// How every query is run.
 #[derive(Debug)]

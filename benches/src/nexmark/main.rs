@@ -3,13 +3,14 @@
 //! Prints, per query, the medians of events, seconds, events per second, CPU seconds of the TaskManagers and peak memory
 //! of each process, and writes every run to a JSON file that `--compare` reads. Build with `--release` first.
 
-mod measure;
 mod run;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use weir_benches::harness;
 
 use run::{Measured, Setting};
 
@@ -42,16 +43,15 @@ struct Args {
     compare: Option<PathBuf>,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    harness::run(measure(Args::parse()))
+}
+
+async fn measure(args: Args) -> Result<()> {
     let setting =
         Setting { events: args.events, rate: args.rate, parallelism: args.parallelism, push_down: !args.no_push_down };
     let earlier: Vec<Measured> = match &args.compare {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
-            serde_json::from_str(&text)?
-        }
+        Some(path) => harness::read_results(path)?,
         None => Vec::new(),
     };
     let mut all = Vec::new();
@@ -68,8 +68,5 @@ async fn main() -> Result<()> {
         println!("{}", run::row(&runs, &before));
         all.extend(runs);
     }
-    if let Some(path) = &args.output {
-        std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")?;
-    }
-    Ok(())
+    args.output.as_deref().map_or(Ok(()), |path| harness::write_results(path, &all))
 }
