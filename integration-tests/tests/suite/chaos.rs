@@ -20,10 +20,11 @@ const KILLS: u64 = 6;
 const ROWS_PER_STEP: u64 = 3_000;
 
 /// A seeded sequence (SplitMix64), so that a failing run can be repeated.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    /// A number below `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -52,7 +53,7 @@ async fn runs_after(cluster: &Cluster, job: &str, before: u32) -> u32 {
 
 /// Takes checkpoints until one covers all of the input; then drains the job, and compares what it wrote with the batch
 /// computation.
-async fn ends_exactly(cluster: &Cluster, job: &str, rows: &[Value]) {
+pub(crate) async fn ends_exactly(cluster: &Cluster, job: &str, rows: &[Value]) {
     let deadline = Instant::now() + DEADLINE;
     loop {
         job_in_state(cluster, job, JobState::Running).await;

@@ -14,7 +14,7 @@ use crate::support::{append, read, readings, rows_covered, submit, totals_script
 const ROWS: u64 = 2_000;
 
 /// Runs `weir --json` until it succeeds: on a loaded machine, a leader may be lost at any time.
-fn asked(cluster: &Cluster, arguments: &[&str]) -> Value {
+pub(crate) fn asked(cluster: &Cluster, arguments: &[&str]) -> Value {
     let arguments: Vec<&str> = std::iter::once("--json").chain(arguments.iter().copied()).collect();
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -26,12 +26,12 @@ fn asked(cluster: &Cluster, arguments: &[&str]) -> Value {
     }
 }
 
-fn members(cluster: &Cluster) -> Vec<Value> {
+pub(crate) fn members(cluster: &Cluster) -> Vec<Value> {
     asked(cluster, &["cluster", "members", "list"]).as_array().expect("a list").clone()
 }
 
 /// The process that leads.
-fn leader(cluster: &Cluster) -> String {
+pub(crate) fn leader(cluster: &Cluster) -> String {
     let members = members(cluster);
     let leader = members.iter().find(|member| member["leads"] == true).expect("a leader");
     format!("jobmanager-{}", leader["id"])
