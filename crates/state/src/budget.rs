@@ -134,8 +134,8 @@ mod tests {
     }
 
     fn table() -> Vec<FrozenTable> {
-        let rows = || (0..100).map(|hash| HashedRow { hash, row: RowRef { segment: 0, slot: 0 } }).collect();
-        vec![FrozenTable::of_rows("t", rows)]
+        let rows: Vec<_> = (0..100).map(|hash| HashedRow { hash, row: RowRef { segment: 0, slot: 0 } }).collect();
+        vec![FrozenTable::of_rows("t", move |show| show(&rows))]
     }
 
     #[test]

@@ -4,29 +4,24 @@
 //! ranges and checksums. Whatever the manifest's checksums do not cover directly (header and footer) is covered by the
 //! checksum of the whole file, which is the combination of those of its parts.
 
-use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
-use arrow::compute::take;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow_ipc::Block;
 use arrow_ipc::convert::try_schema_from_ipc_buffer;
 use arrow_ipc::reader::FileDecoder;
-use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
-use arrow_ipc::{Block, CompressionType, MetadataVersion};
-use crc32c::{crc32c, crc32c_append, crc32c_combine};
-use weir_types::key_range::KeyRange;
-use weir_types::snapshot::{SHARED_PREFIX, Segments, StateBlock, StateFile};
+use crc32c::{crc32c, crc32c_combine};
+use weir_types::snapshot::{SHARED_PREFIX, StateBlock, StateFile};
 use weir_types::{Code, Error, Result};
 
 use crate::admit;
-use crate::frozen::{FrozenTable, Gather, HashedRow};
-use crate::merge::segment_column;
-use crate::parts::{Part, Parts};
-use crate::store::{NewFile, SnapshotStore, StoredFile};
-use crate::values::{Data, Values, arrow_error};
+use crate::frozen::FrozenTable;
+use crate::parts::count;
+use crate::store::{SnapshotStore, StoredFile};
+use crate::writer::write_rows;
 
 /// Name of the first column of every state file.
 pub const HASH_COLUMN: &str = "key_hash";
@@ -90,167 +85,20 @@ fn write_each(
     let mut prepared = false;
     for FrozenTable { name, rows, columns, .. } in tables {
         check_wanted(wanted)?;
-        let rows = rows();
-        if rows.is_empty() {
+        if count(&rows) == 0 {
             continue;
         }
         if !std::mem::replace(&mut prepared, true) && !prefix.starts_with(SHARED_PREFIX) {
             store.prepare()?;
         }
         let path = format!("{prefix}-{name}{EXTENSION}");
-        files.push(write_rows(store, path, &name, &columns, rows, wanted)?);
+        files.push(write_rows(store, path, &name, &columns, &rows, wanted)?);
     }
     if prepared { store.sync() } else { Ok(()) }
 }
 
 pub(crate) fn check_wanted(wanted: &dyn Fn() -> bool) -> Result<()> {
     if wanted() { Ok(()) } else { Err(Error::new(Code::Cancelled, "the snapshot was given up")) }
-}
-
-/// Sorts rows of a table by their hashes and writes them to a file.
-///
-/// `rows` come in the order in which they lie in memory, and hashes have nothing to do with that. So that memory is not read
-/// here and there for every value, rows are first parted by ranges of hashes; each column of a part is gathered in the order
-/// of memory, and brought into the order of hashes while it lies in the cache.
-pub(crate) fn write_rows(
-    store: &dyn SnapshotStore,
-    path: String,
-    table: &str,
-    columns: &[(Field, Gather)],
-    rows: Vec<HashedRow>,
-    wanted: &dyn Fn() -> bool,
-) -> Result<StateFile> {
-    let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
-    let fields = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
-    let mut writer = TableWriter::create(store, path, table, fields)?;
-    let failed = |error| arrow_error(&format!("rows of state table {table:?} cannot be sorted"), &error);
-    for Part { rows, order } in Parts::of(rows)?.iter() {
-        check_wanted(wanted)?;
-        let gathered = columns.iter().map(|(_, gather)| gather(&rows)).collect::<Result<Vec<ArrayRef>>>()?;
-        // Blocks of equal size, none of which is larger than allowed.
-        let block_rows = order.len().div_ceil(order.len().div_ceil(BLOCK_ROWS).max(1)).max(1);
-        for block in order.chunks(block_rows) {
-            check_wanted(wanted)?;
-            let hashes: UInt64Array = block.iter().map(|&(hash, _)| hash).collect::<Vec<_>>().into();
-            let places: UInt32Array = block.iter().map(|&(_, place)| place).collect::<Vec<_>>().into();
-            let sorted = gathered.iter().map(|column| take(column, &places, None).map_err(failed));
-            let arrays = std::iter::once(Ok(Arc::new(hashes) as ArrayRef)).chain(sorted);
-            writer.write(arrays.collect::<Result<_>>()?)?;
-        }
-    }
-    writer.finish()
-}
-
-/// A state file that is being written, block by block.
-pub(crate) struct TableWriter {
-    writer: FileWriter<Checked>,
-    schema: SchemaRef,
-    path: String,
-    /// For messages.
-    name: String,
-    table: String,
-    blocks: Vec<StateBlock>,
-    segment_column: Option<usize>,
-    segments: Option<Segments>,
-}
-
-impl TableWriter {
-    /// Begins a file of a table; the first of `fields` is the key hash.
-    pub(crate) fn create(store: &dyn SnapshotStore, path: String, table: &str, fields: Vec<Field>) -> Result<Self> {
-        let metadata = [("weir.table", table), ("weir.format", FORMAT_VERSION)];
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, metadata));
-        let name = store.describe(&path);
-        let failed = |error| write_error(&name, &error);
-        let checked = Checked::new(store.create(&path)?);
-        let options = IpcWriteOptions::try_new(MAGIC_BYTES as usize, false, MetadataVersion::V5)
-            .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
-            .map_err(failed)?;
-        let mut writer = FileWriter::try_new_with_options(checked, &schema, options).map_err(failed)?;
-        writer.get_mut().take_part();
-        let segment_column = segment_column(&schema);
-        let (table, blocks) = (table.to_owned(), Vec::new());
-        Ok(Self { writer, schema, path, name, table, blocks, segment_column, segments: None })
-    }
-
-    /// Writes a block: the columns of rows that are sorted by hash and follow those that were written before.
-    pub(crate) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<()> {
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(|error| {
-            arrow_error(&format!("columns of state table {:?} do not fit together", self.table), &error)
-        })?;
-        let hashes = batch.column(0).as_primitive::<UInt64Type>().values();
-        let (Some(&first), Some(&last)) = (hashes.first(), hashes.last()) else {
-            return Err(Error::internal("a block without rows"));
-        };
-        let hashes = KeyRange::new(first, last)?;
-        self.note_segments(&batch)?;
-        self.writer.write(&batch).map_err(|error| write_error(&self.name, &error))?;
-        let (offset, bytes, crc32c) = self.writer.get_mut().take_part();
-        self.blocks.push(StateBlock { offset, bytes, rows: batch.num_rows() as u64, hashes, crc32c });
-        Ok(())
-    }
-
-    fn note_segments(&mut self, batch: &RecordBatch) -> Result<()> {
-        let Some(column) = self.segment_column else { return Ok(()) };
-        let Data::Words(words) = Values::new(batch.column(column))?.data else {
-            return Err(Error::internal(format!("segments of state table {:?} have no order", self.table)));
-        };
-        for &segment in words.iter() {
-            let seen = self.segments.get_or_insert(Segments { first: segment, last: segment });
-            *seen = Segments { first: seen.first.min(segment), last: seen.last.max(segment) };
-        }
-        Ok(())
-    }
-
-    /// Makes the file durable, but for its name.
-    pub(crate) fn finish(mut self) -> Result<StateFile> {
-        let failed = |error| write_error(&self.name, &error);
-        self.writer.finish().map_err(failed)?;
-        let mut checked = self.writer.into_inner().map_err(failed)?;
-        checked.take_part();
-        let (bytes, crc32c) = (checked.written, checked.file_crc);
-        checked.file.finish()?;
-        let rows = self.blocks.iter().map(|block| block.rows).sum();
-        let Self { path, table, blocks, segments, .. } = self;
-        Ok(StateFile { path, table, bytes, rows, crc32c, segments, blocks, ..StateFile::default() })
-    }
-}
-
-/// Counts and checksums what passes through to a file, as a whole and in parts.
-struct Checked {
-    file: Box<dyn NewFile>,
-    written: u64,
-    file_crc: u32,
-    part_start: u64,
-    part_crc: u32,
-}
-
-impl Checked {
-    fn new(file: Box<dyn NewFile>) -> Self {
-        Self { file, written: 0, file_crc: 0, part_start: 0, part_crc: 0 }
-    }
-
-    /// Offset, length and checksum of what was written since the last call.
-    fn take_part(&mut self) -> (u64, u64, u32) {
-        let part = (self.part_start, self.written - self.part_start, self.part_crc);
-        self.file_crc = crc32c_combine(self.file_crc, self.part_crc, part.1 as usize);
-        self.part_start = self.written;
-        self.part_crc = 0;
-        part
-    }
-}
-
-impl Write for Checked {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.part_crc = crc32c_append(self.part_crc, &bytes[..written]);
-        self.written += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }
 
 /// The schema in the file's header, after checking header and footer.
@@ -346,16 +194,4 @@ fn to_usize(bytes: u64, name: &str) -> Result<usize> {
 pub(crate) fn corrupt(name: &str, offset: u64) -> Error {
     Error::new(Code::Corrupt, format!("state file {name} is damaged at offset {offset}"))
         .with_hint("Restore from another snapshot, or fetch an undamaged copy of this one.")
-}
-
-fn write_error(name: &str, error: &arrow::error::ArrowError) -> Error {
-    let message = format!("could not write state file {name}");
-    match error {
-        arrow::error::ArrowError::IoError(_, error) => {
-            // A budget's refusal is what it is, not a failure of the disk.
-            let refused = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
-            refused.cloned().unwrap_or_else(|| Error::io(message, error))
-        }
-        other => Error::new(Code::Io, message).with_detail(other.to_string()),
-    }
 }

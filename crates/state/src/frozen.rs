@@ -6,13 +6,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanBufferBuilder};
-use arrow::buffer::NullBuffer;
+use arrow::array::{ArrayRef, BooleanBufferBuilder, StringArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field};
-use weir_types::Result;
+use weir_types::{Code, Error, Result};
 
-use crate::keys::{FrozenKeys, KeyValue};
+use crate::keys::{FrozenKeyColumn, FrozenKeys};
+use crate::pages::{FrozenPages, place_of};
 use crate::values::{Form, Values};
+
+/// Rows that are shown at once.
+const SHOWN_ROWS: usize = 4096;
 
 /// A row of a frozen table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,15 +36,28 @@ pub struct HashedRow {
     pub row: RowRef,
 }
 
-/// Builds one column for the given rows.
-pub type Gather = Box<dyn Fn(&[RowRef]) -> Result<ArrayRef> + Send>;
+/// Rows with the places that they take in a column.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// In the order in which they lie in memory.
+    pub rows: &'a [HashedRow],
+    /// Where each of them goes: every place up to their number once.
+    pub places: &'a [u32],
+}
 
-type ListRows = Box<dyn FnOnce() -> Vec<HashedRow> + Send>;
+/// Builds one column of the given rows.
+pub type Gather = Box<dyn Fn(Placed<'_>) -> Result<ArrayRef> + Send>;
+
+/// Shows rows, some at a time.
+pub type Show<'a> = &'a mut dyn FnMut(&[HashedRow]);
+
+/// Shows all rows of a table in the order in which they lie in memory, as often as it is called.
+type Listing = Box<dyn Fn(Show<'_>) + Send>;
 
 /// A state table as of a barrier; pages are shared with the running operator until it writes to them.
 pub struct FrozenTable {
     pub(crate) name: String,
-    pub(crate) rows: ListRows,
+    pub(crate) rows: Listing,
     pub(crate) columns: Vec<(Field, Gather)>,
     /// What has changed; none: all has.
     pub(crate) changes: Option<TableChanges>,
@@ -52,8 +69,8 @@ pub struct FrozenTable {
 pub(crate) struct TableChanges {
     /// How many rows the table has.
     pub(crate) live: u64,
-    /// Lists those that have changed or were added.
-    pub(crate) rows: ListRows,
+    /// Shows those that have changed or were added.
+    pub(crate) rows: Listing,
     /// The keys and map keys of those that have gone; some of them may have come again.
     pub(crate) gone: Option<Box<FrozenTable>>,
 }
@@ -69,34 +86,27 @@ impl FrozenTable {
     /// A table with one row per key of `segments`; the key columns are not added by themselves. Where keys were removed,
     /// [`FrozenTable::with_gone`] has to follow.
     pub fn of_keys(name: impl Into<String>, segments: &Arc<Vec<FrozenKeys>>) -> Self {
-        let listed = Arc::clone(segments);
-        let table = Self::of_rows(name, move || {
-            list(&listed, |keys, rows| rows.extend(keys.slots()), |keys, row| keys.hash(row.slot))
+        let all = Arc::clone(segments);
+        let table = Self::of_rows(name, move |show| {
+            list(&all, FrozenKeys::slots, |keys, row| keys.hash(row.slot), show);
         });
         let changed = Arc::clone(segments);
-        table.with_changes(segments, move || {
-            list(
-                &changed,
-                |keys, rows| rows.extend(keys.changed().into_iter().flatten()),
-                |keys, row| keys.hash(row.slot),
-            )
+        table.with_changes(segments, move |show| {
+            list(&changed, FrozenKeys::changed_slots, |keys, row| keys.hash(row.slot), show);
         })
     }
 
-    /// A table of the rows that `rows` lists in the asynchronous part.
-    pub fn of_rows(name: impl Into<String>, rows: impl FnOnce() -> Vec<HashedRow> + Send + 'static) -> Self {
+    /// A table of the rows that `rows` shows in the asynchronous part: the same ones in the same order, as often as it is
+    /// called.
+    pub fn of_rows(name: impl Into<String>, rows: impl Fn(Show<'_>) + Send + 'static) -> Self {
         Self { name: name.into(), rows: Box::new(rows), columns: Vec::new(), changes: None, live_from: None }
     }
 
-    /// The same table, whose rows are those of `segments`, and of which `changed` lists what has changed, if that is known of
+    /// The same table, whose rows are those of `segments`, and of which `changed` shows what has changed, if that is known of
     /// all of them.
     #[must_use]
-    pub fn with_changes(
-        mut self,
-        segments: &[FrozenKeys],
-        changed: impl FnOnce() -> Vec<HashedRow> + Send + 'static,
-    ) -> Self {
-        let known = segments.iter().all(|keys| keys.changed().is_some());
+    pub fn with_changes(mut self, segments: &[FrozenKeys], changed: impl Fn(Show<'_>) + Send + 'static) -> Self {
+        let known = segments.iter().all(FrozenKeys::knows_changes);
         let live = segments.iter().map(|keys| keys.len() as u64).sum();
         self.changes = known.then(|| TableChanges { live, rows: Box::new(changed), gone: None });
         self
@@ -131,22 +141,27 @@ impl FrozenTable {
     }
 }
 
-/// Lists rows of several segments: which slots of each, and the hash of a slot's key.
-pub fn list(
-    segments: &[FrozenKeys],
-    slots: impl Fn(&FrozenKeys, &mut Vec<u32>),
+/// Shows rows of several segments: which slots of each, and the hash of a slot's key.
+pub fn list<'a, I: Iterator<Item = u32>>(
+    segments: &'a [FrozenKeys],
+    slots: impl Fn(&'a FrozenKeys) -> I,
     hash: impl Fn(&FrozenKeys, RowRef) -> u64,
-) -> Vec<HashedRow> {
-    let (mut rows, mut chosen) = (Vec::new(), Vec::new());
+    show: Show<'_>,
+) {
+    let mut shown = Vec::with_capacity(SHOWN_ROWS);
     for (segment, keys) in segments.iter().enumerate() {
-        chosen.clear();
-        slots(keys, &mut chosen);
-        rows.extend(chosen.iter().map(|&slot| {
+        for slot in slots(keys) {
             let row = RowRef { segment: segment as u32, slot };
-            HashedRow { hash: hash(keys, row), row }
-        }));
+            shown.push(HashedRow { hash: hash(keys, row), row });
+            if shown.len() == SHOWN_ROWS {
+                show(&shown);
+                shown.clear();
+            }
+        }
     }
-    rows
+    if !shown.is_empty() {
+        show(&shown);
+    }
 }
 
 /// The keys that were removed from these tables, as tables of their own.
@@ -166,26 +181,69 @@ pub fn key_column(
 ) -> Result<Gather> {
     let form = Form::of_key(data_type)?;
     let data_type = data_type.clone();
-    Ok(match form {
-        Form::Word | Form::Float => word_column(data_type, move |row| match key(&segments, column, locate(row)) {
-            KeyValue::Word(word) => Some(word),
-            _ => None,
-        }),
-        Form::Wide => wide_column(data_type, move |row| match key(&segments, column, locate(row)) {
-            KeyValue::Wide(wide) => Some(wide),
-            _ => None,
-        }),
-        Form::Bytes => {
-            bytes_column(data_type, segments, move |segments, row| match key(segments, column, locate(row)) {
-                KeyValue::Bytes(bytes) => Some(bytes),
-                _ => None,
-            })
+    Ok(Box::new(move |placed| {
+        let columns: Vec<&FrozenKeyColumn> = segments.iter().map(|keys| &keys.columns[column]).collect();
+        let nulls: Vec<_> = columns.iter().map(|column| column.nulls.as_ref()).collect();
+        let null = |row: RowRef| nulls[row.segment as usize].is_some_and(|nulls| *nulls.get(row.slot));
+        let nullable = nulls.iter().any(Option::is_some);
+        match form {
+            Form::Word | Form::Float => {
+                let pages: Vec<_> = columns.iter().map(|column| column.words()).collect();
+                let mut cells = Cells::new(&pages);
+                let value = |row| {
+                    let row = locate(row);
+                    let word = cells.get(row).copied().unwrap_or_default();
+                    (!nullable || !null(row)).then_some(word)
+                };
+                let (words, nulls) = place(placed, value);
+                Values::words_to_array(&data_type, words, nulls)
+            }
+            Form::Wide => {
+                let pages: Vec<_> = columns.iter().map(|column| column.wides()).collect();
+                let mut cells = Cells::new(&pages);
+                let value = |row| {
+                    let row = locate(row);
+                    let wide = cells.get(row).copied().unwrap_or_default();
+                    (!nullable || !null(row)).then_some(wide)
+                };
+                let (wides, nulls) = place(placed, value);
+                Values::wides_to_array(&data_type, wides, nulls)
+            }
+            Form::Bytes => {
+                let value = |row| {
+                    let row = locate(row);
+                    (!nullable || !null(row)).then(|| columns[row.segment as usize].bytes(row.slot))
+                };
+                place_bytes(&data_type, placed, value)
+            }
         }
-    })
+    }))
 }
 
-fn key(segments: &[FrozenKeys], column: usize, row: RowRef) -> KeyValue<'_> {
-    segments[row.segment as usize].columns[column].value(row.slot)
+/// Finds cells of several segments; neighbours mostly lie in one page, which is looked up once.
+struct Cells<'a, T> {
+    segments: &'a [Option<&'a FrozenPages<T>>],
+    /// The segment and the page that were looked up last.
+    at: (u32, usize),
+    page: &'a [T],
+}
+
+impl<'a, T> Cells<'a, T> {
+    /// Of these segments; those that are missing have none.
+    fn new(segments: &'a [Option<&'a FrozenPages<T>>]) -> Self {
+        Self { segments, at: (u32::MAX, usize::MAX), page: &[] }
+    }
+
+    #[inline]
+    fn get(&mut self, row: RowRef) -> Option<&'a T> {
+        let (page, cell) = place_of(row.slot);
+        if self.at != (row.segment, page) {
+            self.at = (row.segment, page);
+            let pages = self.segments.get(row.segment as usize).copied().flatten();
+            self.page = pages.map_or(&[], |pages| pages.page(page));
+        }
+        self.page.get(cell)
+    }
 }
 
 /// A column of words (see [`Form::Word`]).
@@ -193,51 +251,135 @@ pub fn word_column<F>(data_type: DataType, value: F) -> Gather
 where
     F: Fn(RowRef) -> Option<i64> + Send + 'static,
 {
-    Box::new(move |rows| {
-        let (words, nulls) = collect(rows, &value);
+    Box::new(move |placed| {
+        let (words, nulls) = place(placed, &value);
         Values::words_to_array(&data_type, words, nulls)
     })
 }
 
-/// A column of `FLOAT` or `DOUBLE`.
-pub fn float_column<F>(data_type: DataType, value: F) -> Gather
+/// A column of words out of the cells of `segments`.
+pub fn word_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    F: Fn(RowRef) -> Option<f64> + Send + 'static,
+    T: Send + Sync + 'static,
+    F: Fn(&T) -> Option<i64> + Send + 'static,
 {
-    Box::new(move |rows| {
-        let (floats, nulls) = collect(rows, &value);
+    Box::new(move |placed| {
+        let pages: Vec<_> = segments.iter().map(Some).collect();
+        let mut cells = Cells::new(&pages);
+        let (words, nulls) = place(placed, |row| cells.get(row).and_then(&value));
+        Values::words_to_array(&data_type, words, nulls)
+    })
+}
+
+/// A column of `FLOAT` or `DOUBLE` out of the cells of `segments`.
+pub fn float_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
+where
+    T: Send + Sync + 'static,
+    F: Fn(&T) -> Option<f64> + Send + 'static,
+{
+    Box::new(move |placed| {
+        let pages: Vec<_> = segments.iter().map(Some).collect();
+        let mut cells = Cells::new(&pages);
+        let (floats, nulls) = place(placed, |row| cells.get(row).and_then(&value));
         Values::floats_to_array(&data_type, floats, nulls)
     })
 }
 
-/// A column of decimals, given unscaled.
-pub fn wide_column<F>(data_type: DataType, value: F) -> Gather
+/// A column of decimals, given unscaled, out of the cells of `segments`.
+pub fn wide_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    F: Fn(RowRef) -> Option<i128> + Send + 'static,
+    T: Send + Sync + 'static,
+    F: Fn(&T) -> Option<i128> + Send + 'static,
 {
-    Box::new(move |rows| {
-        let (wides, nulls) = collect(rows, &value);
+    Box::new(move |placed| {
+        let pages: Vec<_> = segments.iter().map(Some).collect();
+        let mut cells = Cells::new(&pages);
+        let (wides, nulls) = place(placed, |row| cells.get(row).and_then(&value));
         Values::wides_to_array(&data_type, wides, nulls)
     })
 }
 
-/// A column of strings or binary values kept in `state`.
-pub fn bytes_column<S, F>(data_type: DataType, state: S, value: F) -> Gather
+/// A column of strings or binary values out of the cells of `segments`.
+pub fn bytes_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    S: Send + 'static,
-    F: for<'a> Fn(&'a S, RowRef) -> Option<&'a [u8]> + Send + 'static,
+    T: Send + Sync + 'static,
+    F: Fn(&T) -> Option<&[u8]> + Send + 'static,
 {
-    Box::new(move |rows| Values::bytes_to_array(&data_type, rows.iter().map(|&row| value(&state, row))))
+    Box::new(move |placed| {
+        let pages: Vec<_> = segments.iter().map(Some).collect();
+        let mut cells = Cells::new(&pages);
+        place_bytes(&data_type, placed, |row| cells.get(row).and_then(&value))
+    })
 }
 
-fn collect<T: Default>(rows: &[RowRef], value: impl Fn(RowRef) -> Option<T>) -> (Vec<T>, Option<NullBuffer>) {
-    let mut valid = BooleanBufferBuilder::new(rows.len());
-    let mut values = Vec::with_capacity(rows.len());
-    for &row in rows {
-        let value = value(row);
-        valid.append(value.is_some());
-        values.push(value.unwrap_or_default());
+/// Puts the value of each row in its place.
+fn place<T: Copy + Default>(
+    placed: Placed<'_>,
+    mut value: impl FnMut(RowRef) -> Option<T>,
+) -> (Vec<T>, Option<NullBuffer>) {
+    let mut values = vec![T::default(); placed.rows.len()];
+    let mut nulls = Nulls::default();
+    for (row, &place) in placed.rows.iter().zip(placed.places) {
+        match value(row.row) {
+            Some(value) => values[place as usize] = value,
+            None => nulls.set(place, placed.rows.len()),
+        }
     }
-    let nulls = NullBuffer::new(valid.finish());
-    (values, Some(nulls).filter(|nulls| nulls.null_count() > 0))
+    (values, nulls.finish())
+}
+
+/// The same for strings and binary values, all of which are found first: they are copied in the order of the places.
+fn place_bytes<'a>(
+    data_type: &DataType,
+    placed: Placed<'_>,
+    mut value: impl FnMut(RowRef) -> Option<&'a [u8]>,
+) -> Result<ArrayRef> {
+    let mut values: Vec<Option<&[u8]>> = vec![None; placed.rows.len()];
+    for (row, &place) in placed.rows.iter().zip(placed.places) {
+        values[place as usize] = value(row.row);
+    }
+    if *data_type != DataType::Utf8 {
+        return Values::bytes_to_array(data_type, values.into_iter());
+    }
+    // The usual type, checked and copied as a whole.
+    let mut nulls = Nulls::default();
+    let mut offsets = Vec::with_capacity(values.len() + 1);
+    let mut text = Vec::with_capacity(values.iter().flatten().map(|value| value.len()).sum());
+    offsets.push(0);
+    for (place, value) in (0..).zip(&values) {
+        match value {
+            Some(value) => text.extend_from_slice(value),
+            None => nulls.set(place, values.len()),
+        }
+        offsets.push(i32::try_from(text.len()).map_err(|_| too_long())?);
+    }
+    let offsets = OffsetBuffer::new(offsets.into());
+    let array = StringArray::try_new(offsets, text.into(), nulls.finish());
+    array
+        .map(|array| Arc::new(array) as ArrayRef)
+        .map_err(|error| Error::new(Code::Corrupt, "a string in state is not UTF-8").with_detail(error.to_string()))
+}
+
+fn too_long() -> Error {
+    Error::new(Code::ResourceExhausted, "the strings of one block of a state table are longer than 2 GiB")
+}
+
+/// Which places have no value; made when there is one.
+#[derive(Default)]
+struct Nulls(Option<BooleanBufferBuilder>);
+
+impl Nulls {
+    #[cold]
+    fn set(&mut self, place: u32, places: usize) {
+        let valid = self.0.get_or_insert_with(|| {
+            let mut valid = BooleanBufferBuilder::new(places);
+            valid.append_n(places, true);
+            valid
+        });
+        valid.set_bit(place as usize, false);
+    }
+
+    fn finish(self) -> Option<NullBuffer> {
+        self.0.map(|mut valid| NullBuffer::new(valid.finish()))
+    }
 }

@@ -95,12 +95,9 @@ mod tests {
         let mut removed: Vec<i64> =
             keys.removed().flat_map(|keys| keys.slots().map(|slot| keys.word(0, slot)).collect::<Vec<_>>()).collect();
         removed.sort_unstable();
-        let changed = keys.changed().map(|slots| {
-            let mut changed: Vec<i64> = slots.map(|slot| keys.word(0, slot)).collect();
-            changed.sort_unstable();
-            changed
-        });
-        (removed, changed)
+        let mut changed: Vec<i64> = keys.changed_slots().map(|slot| keys.word(0, slot)).collect();
+        changed.sort_unstable();
+        (removed, keys.knows_changes().then_some(changed))
     }
 
     #[test]

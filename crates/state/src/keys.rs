@@ -473,9 +473,14 @@ impl FrozenKeys {
         self.vacant.absent(self.hashes.len())
     }
 
-    /// Those among them whose rows have changed, see [`KeyTable::freeze`]; none: what has changed is not known.
-    pub fn changed(&self) -> Option<impl Iterator<Item = u32> + '_> {
-        self.changed.as_ref().map(|changed| changed.without(&self.vacant))
+    /// Whether it is known which rows have changed, see [`KeyTable::freeze`].
+    pub fn knows_changes(&self) -> bool {
+        self.changed.is_some()
+    }
+
+    /// The slots of the rows that have changed, ascending; none, if that is not known.
+    pub fn changed_slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.changed.iter().flat_map(|changed| changed.without(&self.vacant))
     }
 
     /// Keys that were removed in the same time, perhaps added again, perhaps more than once; complete only if what has
@@ -485,23 +490,21 @@ impl FrozenKeys {
     }
 
     /// The hash of the key in a slot.
+    #[inline]
     pub fn hash(&self, slot: u32) -> u64 {
         *self.hashes.get(slot)
     }
 
     /// A column of words of the key in a slot; zero for a null and for columns of other forms.
     pub fn word(&self, column: usize, slot: u32) -> i64 {
-        match self.columns[column].value(slot) {
-            KeyValue::Word(word) => word,
-            _ => 0,
-        }
+        self.columns[column].words().map_or(0, |words| *words.get(slot))
     }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct FrozenKeyColumn {
     store: FrozenStore,
-    nulls: Option<FrozenPages<bool>>,
+    pub(crate) nulls: Option<FrozenPages<bool>>,
 }
 
 #[derive(Clone, Debug)]
@@ -512,14 +515,18 @@ enum FrozenStore {
 }
 
 impl FrozenKeyColumn {
-    pub(crate) fn value(&self, slot: u32) -> KeyValue<'_> {
-        if self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
-            return KeyValue::Null;
-        }
-        match &self.store {
-            FrozenStore::Words(pages) => KeyValue::Word(*pages.get(slot)),
-            FrozenStore::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
-            FrozenStore::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
-        }
+    /// The cells of a column of words; zero where null.
+    pub(crate) fn words(&self) -> Option<&FrozenPages<i64>> {
+        if let FrozenStore::Words(pages) = &self.store { Some(pages) } else { None }
+    }
+
+    /// The cells of a column of decimals; zero where null.
+    pub(crate) fn wides(&self) -> Option<&FrozenPages<i128>> {
+        if let FrozenStore::Wides(pages) = &self.store { Some(pages) } else { None }
+    }
+
+    /// A string or binary value; empty where null, and for columns of other forms.
+    pub(crate) fn bytes(&self, slot: u32) -> &[u8] {
+        if let FrozenStore::Bytes(arena) = &self.store { arena.get(slot) } else { &[] }
     }
 }

@@ -5,6 +5,7 @@
 
 mod admit;
 mod arena;
+mod block;
 pub mod budget;
 mod changes;
 pub mod columns;
@@ -24,6 +25,7 @@ pub mod schema;
 pub mod store;
 pub mod values;
 pub mod verify;
+mod writer;
 
 pub use budget::{Budgeted, Unlimited, WriteBudget};
 pub use changes::Since;

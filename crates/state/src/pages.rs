@@ -13,6 +13,12 @@ const PAGE_BITS: u32 = 12;
 const PAGE_SLOTS: usize = 1 << PAGE_BITS;
 const PAGE_MASK: usize = PAGE_SLOTS - 1;
 
+/// The page of a slot, and the place in it.
+#[inline]
+pub(crate) fn place_of(slot: u32) -> (usize, usize) {
+    (slot as usize >> PAGE_BITS, slot as usize & PAGE_MASK)
+}
+
 /// A run of values that is either the operator's own or shared with a snapshot.
 #[derive(Clone, Debug)]
 pub(crate) enum Page<T> {
@@ -171,8 +177,13 @@ impl<T> FrozenPages<T> {
     /// The value in a slot.
     #[inline]
     pub fn get(&self, slot: u32) -> &T {
-        let slot = slot as usize;
-        &self.pages[slot >> PAGE_BITS][slot & PAGE_MASK]
+        let (page, cell) = place_of(slot);
+        &self.pages[page][cell]
+    }
+
+    /// The values of a page, in the order of their slots; none if there is no such page.
+    pub(crate) fn page(&self, page: usize) -> &[T] {
+        self.pages.get(page).map_or(&[], |page| page.as_slice())
     }
 }
 

@@ -1,107 +1,291 @@
-//! Rows of a table, parted by ranges of their hashes: the first step of sorting them.
+//! Rows of a table in the order of their hashes, part by part, in memory that is bounded by a part of the table.
+//!
+//! Rows are listed in the order in which they lie in memory, and hashes have nothing to do with that. A first listing tells
+//! how hashes are distributed; then the range of hashes is cut into stretches, and for each the rows are listed again, of
+//! which those in the stretch are kept, dealt out to parts of about a block each (a radix sort's first pass; Knuth, "The Art
+//! of Computer Programming", volume 3, section 5.2.5). A part fits into a core's cache, where it is put in order.
+//!
+//! Listing again is cheap beside all else, as it reads hashes one after the other; keeping all rows at once would take as much
+//! memory as a small table itself.
 
-use weir_types::{Code, Error, Result};
+use weir_types::Result;
 
 use crate::file::BLOCK_ROWS;
-use crate::frozen::{HashedRow, RowRef};
+use crate::frozen::{HashedRow, Placed, RowRef, Show};
 
-/// Rows of a part, on average at most: four blocks, of a few columns of which the cache of one core holds the values.
-const PART_ROWS: usize = 4 * BLOCK_ROWS;
+/// Rows of a bucket on average, at least: rows are counted by equally long ranges of hashes, some of which make a part.
+const BUCKET_ROWS: usize = 1024;
+/// Buckets, at least and at most, as powers of two.
+const BUCKETS_BITS: (u32, u32) = (8, 20);
+/// Rows of a stretch, at least …
+const STRETCH_ROWS_MIN: usize = 1 << 20;
+/// … and stretches, at most: so often a large table is listed.
+const STRETCHES_MAX: usize = 8;
 
-/// Rows parted by ranges of their hashes; those of a part are in the order in which they were listed.
-pub(crate) struct Parts {
-    rows: Vec<HashedRow>,
-    /// Places in `rows`, part after part.
-    places: Vec<u32>,
-    /// Where each part ends in `places`.
-    ends: Vec<usize>,
+/// Shows all rows, the same ones in the same order as often as it is called.
+type List<'a> = &'a dyn Fn(Show<'_>);
+
+/// Rows whose hashes lie between two, both included.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    first: u64,
+    last: u64,
+    rows: usize,
 }
 
-impl Parts {
-    /// Counts the rows of each part, then deals them out: a radix sort's first pass (Knuth, "The Art of Computer
-    /// Programming", volume 3, section 5.2.5).
-    pub(crate) fn of(rows: Vec<HashedRow>) -> Result<Self> {
-        if u32::try_from(rows.len()).is_err() {
-            return Err(Error::new(Code::Unsupported, format!("a state table has {} rows in one subtask", rows.len()))
-                .with_hint("Raise the job's parallelism."));
+impl Stretch {
+    #[inline]
+    fn has(self, hash: u64) -> bool {
+        hash.wrapping_sub(self.first) <= self.last - self.first
+    }
+}
+
+/// A part's rows, as they are handed out.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    /// Hashes in ascending order.
+    pub(crate) hashes: &'a [u64],
+    /// The rows, with their places in that order.
+    pub(crate) placed: Placed<'a>,
+}
+
+/// How many rows are listed.
+pub(crate) fn count(list: List<'_>) -> usize {
+    let mut rows = 0;
+    list(&mut |shown| rows += shown.len());
+    rows
+}
+
+/// Hands out all rows in the order of their hashes, a block at most at a time.
+pub(crate) fn sort(list: List<'_>, write: &mut dyn FnMut(Part<'_>) -> Result<()>) -> Result<()> {
+    let mut all = Stretch { first: u64::MAX, last: 0, rows: 0 };
+    list(&mut |shown| {
+        let (mut first, mut last) = (all.first, all.last);
+        for row in shown {
+            first = first.min(row.hash);
+            last = last.max(row.hash);
         }
-        let bits = (rows.len() / PART_ROWS).next_power_of_two().trailing_zeros();
-        let part = |row: &HashedRow| (row.hash.unbounded_shr(u64::BITS - bits)) as usize;
-        let mut ends = vec![0; 1 << bits];
-        rows.iter().for_each(|row| ends[part(row)] += 1);
+        all = Stretch { first, last, rows: all.rows + shown.len() };
+    });
+    let stretch_rows = STRETCH_ROWS_MIN.max(all.rows / STRETCHES_MAX);
+    Sorting { list, write, stretch_rows, rows: Vec::new(), sorter: Sorter::default() }.stretch(all)
+}
+
+struct Sorting<'a> {
+    list: List<'a>,
+    write: &'a mut dyn FnMut(Part<'_>) -> Result<()>,
+    /// Rows that are kept at once.
+    stretch_rows: usize,
+    rows: Vec<HashedRow>,
+    sorter: Sorter,
+}
+
+impl Sorting<'_> {
+    /// Hands out a stretch of any length.
+    fn stretch(&mut self, stretch: Stretch) -> Result<()> {
+        if stretch.rows == 0 {
+            return Ok(());
+        }
+        if stretch.first == stretch.last {
+            return self.alike(stretch);
+        }
+        let buckets = Buckets::count(self.list, stretch);
+        for (stretch, parts) in buckets.stretches(self.stretch_rows) {
+            if parts.is_empty() {
+                // One range of hashes with very many rows: it is cut again.
+                self.stretch(stretch)?;
+            } else {
+                self.deal(stretch, &buckets, &parts)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of equal hashes need no order.
+    fn alike(&mut self, stretch: Stretch) -> Result<()> {
+        let block = BLOCK_ROWS.min(stretch.rows);
+        let mut rows: Vec<HashedRow> = Vec::with_capacity(block);
+        let (hashes, places) = (vec![stretch.first; block], (0..block as u32).collect::<Vec<_>>());
+        let mut failed = Ok(());
+        let mut write = |rows: &mut Vec<HashedRow>| {
+            let (hashes, places) = (&hashes[..rows.len()], &places[..rows.len()]);
+            let written = (self.write)(Part { hashes, placed: Placed { rows, places } });
+            rows.clear();
+            written
+        };
+        (self.list)(&mut |shown| {
+            for row in shown.iter().filter(|row| row.hash == stretch.first) {
+                rows.push(*row);
+                if rows.len() == block && failed.is_ok() {
+                    failed = write(&mut rows);
+                }
+                if failed.is_err() {
+                    rows.clear();
+                }
+            }
+        });
+        failed?;
+        if rows.is_empty() { Ok(()) } else { write(&mut rows) }
+    }
+
+    /// Lists the rows of a stretch into parts, and hands these out.
+    fn deal(&mut self, stretch: Stretch, buckets: &Buckets, parts: &[Stretch]) -> Result<()> {
+        let nothing = HashedRow { hash: 0, row: RowRef { segment: 0, slot: 0 } };
+        self.rows.clear();
+        self.rows.resize(stretch.rows, nothing);
+        let mut next = Vec::with_capacity(parts.len());
+        let mut part_of = vec![0_u32; buckets.rows.len()];
+        let mut start = 0;
+        for (number, part) in (0..).zip(parts) {
+            part_of[buckets.of(part.first)..=buckets.of(part.last)].fill(number);
+            next.push(start);
+            start += part.rows;
+        }
+        let rows = &mut self.rows;
+        let mut kept = Vec::new();
+        (self.list)(&mut |shown| {
+            // Without a branch per row: a stretch has some of the rows only, and which ones nobody can predict.
+            kept.resize(shown.len().max(kept.len()), nothing);
+            let mut count = 0;
+            for row in shown {
+                kept[count] = *row;
+                count += usize::from(stretch.has(row.hash));
+            }
+            for row in &kept[..count] {
+                let next = &mut next[part_of[buckets.of(row.hash)] as usize];
+                rows[*next] = *row;
+                *next += 1;
+            }
+        });
+        let mut start = 0;
+        for part in parts {
+            let rows = &self.rows[start..start + part.rows];
+            start += part.rows;
+            let (hashes, places) = self.sorter.sort(rows, *part);
+            // Parts are blocks, but for ranges of hashes that could not be cut any further in one go.
+            (self.write)(Part { hashes, placed: Placed { rows, places } })?;
+        }
+        Ok(())
+    }
+}
+
+/// How many rows fall into each of equally long ranges of hashes.
+struct Buckets {
+    first: u64,
+    last: u64,
+    shift: u32,
+    rows: Vec<usize>,
+}
+
+impl Buckets {
+    fn count(list: List<'_>, stretch: Stretch) -> Self {
+        let span = stretch.last - stretch.first;
+        let bits = (stretch.rows / BUCKET_ROWS).max(1).ilog2().clamp(BUCKETS_BITS.0, BUCKETS_BITS.1);
+        let shift = (u64::BITS - span.leading_zeros()).saturating_sub(bits);
+        let rows = vec![0; (span >> shift) as usize + 1];
+        let mut buckets = Self { first: stretch.first, last: stretch.last, shift, rows };
+        list(&mut |shown| {
+            for row in shown {
+                if stretch.has(row.hash) {
+                    let bucket = buckets.of(row.hash);
+                    buckets.rows[bucket] += 1;
+                }
+            }
+        });
+        buckets
+    }
+
+    #[inline]
+    fn of(&self, hash: u64) -> usize {
+        ((hash - self.first) >> self.shift) as usize
+    }
+
+    /// The buckets `from..to` as one stretch.
+    fn join(&self, from: usize, to: usize, rows: usize) -> Stretch {
+        let first = self.first.saturating_add((from as u64) << self.shift);
+        let last = self.first.saturating_add(((to as u64) << self.shift).saturating_sub(1));
+        Stretch { first, last: if to >= self.rows.len() { self.last } else { last }, rows }
+    }
+
+    /// Stretches of at most so many rows, with the parts of each, none of which has more rows than a block. A bucket that has
+    /// more is a stretch without parts.
+    fn stretches(&self, stretch_rows: usize) -> Vec<(Stretch, Vec<Stretch>)> {
+        let mut stretches: Vec<(Stretch, Vec<Stretch>)> = Vec::new();
+        let mut add = |part: Stretch, whole: bool| match stretches.last_mut() {
+            _ if part.rows == 0 => {}
+            Some((stretch, parts)) if whole && !parts.is_empty() && stretch.rows + part.rows <= stretch_rows => {
+                *stretch = Stretch { first: stretch.first, last: part.last, rows: stretch.rows + part.rows };
+                parts.push(part);
+            }
+            _ => stretches.push((part, if whole { vec![part] } else { Vec::new() })),
+        };
+        let (mut from, mut gathered) = (0, 0);
+        for (bucket, &rows) in self.rows.iter().enumerate() {
+            if gathered + rows > BLOCK_ROWS {
+                add(self.join(from, bucket, gathered), true);
+                (from, gathered) = (bucket, 0);
+            }
+            gathered += rows;
+            if gathered > BLOCK_ROWS {
+                add(self.join(from, bucket + 1, gathered), false);
+                (from, gathered) = (bucket + 1, 0);
+            }
+        }
+        add(self.join(from, self.rows.len(), gathered), true);
+        stretches
+    }
+}
+
+/// Puts a part in order; keeps its memory from one to the next.
+#[derive(Debug, Default)]
+struct Sorter {
+    ends: Vec<u32>,
+    order: Vec<(u64, u32)>,
+    hashes: Vec<u64>,
+    places: Vec<u32>,
+}
+
+impl Sorter {
+    /// Deals rows out to as many ranges of hashes as there are rows, then puts each of these in order: most have one row. The
+    /// hashes in ascending order, and the place of each row in it; rows of equal hashes keep theirs.
+    fn sort(&mut self, rows: &[HashedRow], part: Stretch) -> (&[u64], &[u32]) {
+        let span = part.last - part.first;
+        let bits = rows.len().max(2).next_power_of_two().trailing_zeros();
+        let shift = (u64::BITS - span.leading_zeros()).saturating_sub(bits);
+        let range = |hash: u64| ((hash - part.first) >> shift) as usize;
+        self.ends.clear();
+        self.ends.resize((span >> shift) as usize + 1, 0);
+        rows.iter().for_each(|row| self.ends[range(row.hash)] += 1);
         let mut next = 0;
-        for end in &mut ends {
+        for end in &mut self.ends {
             next += std::mem::replace(end, next);
         }
-        let mut places = vec![0; rows.len()];
-        for (place, row) in (0_u32..).zip(&rows) {
-            let end = &mut ends[part(row)];
-            places[*end] = place;
+        self.order.clear();
+        self.order.resize(rows.len(), (0, 0));
+        for (number, row) in (0_u32..).zip(rows) {
+            let end = &mut self.ends[range(row.hash)];
+            self.order[*end as usize] = (row.hash, number);
             *end += 1;
         }
-        Ok(Self { rows, places, ends })
-    }
-
-    /// The parts, by ascending hashes.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Part> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).filter(|(start, end)| start < end).map(|(start, &end)| {
-            let rows = self.places[start..end].iter().map(|&place| self.rows[place as usize]);
-            let mut part = Part { rows: Vec::with_capacity(end - start), order: Vec::with_capacity(end - start) };
-            for (place, HashedRow { hash, row }) in (0_u32..).zip(rows) {
-                part.rows.push(row);
-                part.order.push((hash, place));
+        let mut start = 0;
+        for &end in &self.ends {
+            let end = end as usize;
+            if end - start > 1 {
+                self.order[start..end].sort_unstable();
             }
-            part.order.sort_unstable();
-            part
-        })
+            start = end;
+        }
+        self.hashes.clear();
+        self.hashes.extend(self.order.iter().map(|(hash, _)| *hash));
+        self.places.clear();
+        self.places.resize(rows.len(), 0);
+        for (place, (_, number)) in (0_u32..).zip(&self.order) {
+            self.places[*number as usize] = place;
+        }
+        (&self.hashes, &self.places)
     }
-}
-
-/// The rows of a range of hashes.
-pub(crate) struct Part {
-    /// In the order in which they were listed.
-    pub(crate) rows: Vec<RowRef>,
-    /// Hashes in ascending order, each with the place of its row in `rows`.
-    pub(crate) order: Vec<(u64, u32)>,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rows(hashes: impl IntoIterator<Item = u64>) -> Vec<HashedRow> {
-        let row = |(slot, hash)| HashedRow { hash, row: RowRef { segment: 0, slot } };
-        (0_u32..).zip(hashes).map(row).collect()
-    }
-
-    fn parts(rows: &[HashedRow]) -> Vec<Part> {
-        Parts::of(rows.to_vec()).unwrap().iter().collect()
-    }
-
-    #[test]
-    fn parts_follow_one_another_by_hash_and_keep_the_order_of_their_rows() {
-        let count = 3 * PART_ROWS as u64;
-        let all = rows((0..count).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        let parts = parts(&all);
-        assert_eq!(parts.len(), 4);
-        assert!(parts.iter().all(|part| part.rows.is_sorted()));
-        let mut sorted = all;
-        sorted.sort_unstable();
-        let in_order = |part: &Part| {
-            let rows = part.order.iter().map(|&(hash, place)| HashedRow { hash, row: part.rows[place as usize] });
-            rows.collect::<Vec<_>>()
-        };
-        assert_eq!(parts.iter().flat_map(in_order).collect::<Vec<_>>(), sorted);
-    }
-
-    #[test]
-    fn few_rows_are_one_part_and_hashes_that_are_alike_too() {
-        assert_eq!(parts(&[]).len(), 0);
-        assert_eq!(parts(&rows([7, 3])).len(), 1);
-        assert_eq!(parts(&rows([0, u64::MAX])).len(), 1);
-        let alike = parts(&rows(vec![u64::MAX; 2 * PART_ROWS]));
-        assert_eq!(alike.iter().map(|part| part.rows.len()).collect::<Vec<_>>(), [2 * PART_ROWS]);
-        assert!(alike[0].order.is_sorted());
-    }
-}
+#[path = "parts_tests.rs"]
+mod tests;

@@ -22,15 +22,18 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
+use arrow::datatypes::Field;
 use weir_types::Result;
 use weir_types::key_range::KeyRange;
 use weir_types::snapshot::{OperatorSnapshot, SHARED_PREFIX, StateFile};
 
-use crate::file::{BLOCK_ROWS, EXTENSION, TableWriter, check_wanted, delete_files, write_rows};
-use crate::frozen::{FrozenTable, TableChanges};
+use crate::file::{BLOCK_ROWS, EXTENSION, check_wanted, delete_files};
+use crate::frozen::{FrozenTable, Gather, Show, TableChanges};
 use crate::merge::TableReader;
+use crate::parts::count;
 use crate::store::SnapshotStore;
 use crate::values::arrow_error;
+use crate::writer::{TableWriter, write_rows};
 
 /// Runs of one level that are merged. The more, the less is written again and the more is read at a restore.
 pub const FAN_OUT: usize = 16;
@@ -150,24 +153,22 @@ impl Writer<'_> {
     fn write_table(&mut self, mut table: FrozenTable, before: Vec<Run>) -> Result<Vec<Run>> {
         let mut runs = living(before, table.live_from);
         if let Some(TableChanges { live, rows, gone }) = table.changes.take().filter(|_| !runs.is_empty()) {
-            let rows = rows();
-            let gone = gone.map(|gone| ((gone.rows)(), gone.columns)).filter(|(rows, _)| !rows.is_empty());
-            let added = rows.len() + gone.as_ref().map_or(0, |(rows, _)| rows.len());
+            let added = count(&rows) + gone.as_ref().map_or(0, |gone| count(&gone.rows));
             if runs.iter().map(Run::len).sum::<u64>() + (added as u64) < live.saturating_mul(2) {
                 self.merge_due(&mut runs, &table.name)?;
                 let gone = match gone {
                     None => None,
-                    Some((rows, columns)) => {
-                        self.write_file(".gone", &table.name, &columns, rows)?.map(|file| self.tombstones(file))
+                    Some(gone) => {
+                        let written = self.write_file(".gone", &table.name, &gone.columns, &gone.rows)?;
+                        written.map(|file| self.tombstones(file))
                     }
                 };
-                let rows = self.write_file("", &table.name, &table.columns, rows)?;
+                let rows = self.write_file("", &table.name, &table.columns, &rows)?;
                 runs.extend(Some(Run { level: 0, gone, rows }).filter(|run| !run.is_empty()));
                 return Ok(runs);
             }
         }
-        let rows = (table.rows)();
-        let rows = self.write_file("", &table.name, &table.columns, rows)?;
+        let rows = self.write_file("", &table.name, &table.columns, &table.rows)?;
         Ok(rows.map(|file| Run { level: WHOLE, gone: None, rows: Some(file) }).into_iter().collect())
     }
 
@@ -175,10 +176,10 @@ impl Writer<'_> {
         &mut self,
         kind: &str,
         table: &str,
-        columns: &[(arrow::datatypes::Field, crate::frozen::Gather)],
-        rows: Vec<crate::frozen::HashedRow>,
+        columns: &[(Field, Gather)],
+        rows: &dyn Fn(Show<'_>),
     ) -> Result<Option<StateFile>> {
-        if rows.is_empty() {
+        if count(rows) == 0 {
             return Ok(None);
         }
         let path = self.path(kind, table);
@@ -256,7 +257,7 @@ impl Block {
         let whole = concat_batches(&Arc::clone(&first.schema()), &self.batches);
         let whole = whole.map_err(|error| arrow_error("state cannot be merged", &error))?;
         *self = Self::default();
-        writer.write(whole.columns().to_vec())
+        writer.write(whole.columns())
     }
 }
 

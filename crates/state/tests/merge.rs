@@ -23,7 +23,7 @@ fn table_of(rows: &Rows) -> FrozenTable {
         .map(|(slot, ((hash, _), _))| HashedRow { hash: *hash, row: RowRef { segment: 0, slot } })
         .collect();
     let values = rows.clone();
-    FrozenTable::of_rows("t", move || listed)
+    FrozenTable::of_rows("t", move |show| show(&listed))
         .with_column(
             state_field("key", Role::MapKey, "key", DataType::Int64, false),
             word_column(DataType::Int64, move |row| Some(rows[row.slot as usize].0.1)),

@@ -283,7 +283,7 @@ fn files_are_written_once() {
 
 /// A table of one row.
 fn other_table() -> FrozenTable {
-    FrozenTable::of_rows("other", || vec![HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }])
+    FrozenTable::of_rows("other", |show| show(&[HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }]))
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn a_snapshot_that_is_given_up_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("chk-1");
     let store = LocalDirectory::new(&path);
-    let tables = || vec![table_of(&sample(10)), FrozenTable::of_rows("empty", Vec::new), other_table()];
+    let tables = || vec![table_of(&sample(10)), FrozenTable::of_rows("empty", |_| {}), other_table()];
     // Asked before each of three tables and before the one block of two: given up at every point there is.
     for wanted_times in 0..5 {
         let asked = Cell::new(0);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc as blocking;
 
 use futures::FutureExt;
-use weir_state::frozen::{HashedRow, RowRef};
+use weir_state::frozen::{HashedRow, RowRef, Show};
 
 use super::*;
 use crate::element::Watermark;
@@ -16,8 +16,8 @@ fn subtask() -> SubtaskId {
     SubtaskId { job: JobId::new("job").unwrap(), chain: ChainId(1), index: SubtaskIndex(0), attempt: Attempt(1) }
 }
 
-fn row() -> Vec<HashedRow> {
-    vec![HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }]
+fn row(show: Show<'_>) {
+    show(&[HashedRow { hash: 1, row: RowRef { segment: 0, slot: 0 } }]);
 }
 
 fn aligned(directory: &Path) -> AlignedBarrier {
@@ -37,10 +37,13 @@ fn frozen(tables: Vec<FrozenTable>) -> FrozenOperator {
 /// Two tables; the second says that its writer has come to it, and waits for leave to go on.
 fn halting() -> (Vec<FrozenTable>, blocking::Receiver<()>, blocking::Sender<()>) {
     let ((reached, at_second), (go, leave)) = (blocking::channel(), blocking::channel());
-    let second = FrozenTable::of_rows("second", move || {
-        reached.send(()).unwrap();
-        leave.recv().unwrap();
-        row()
+    let halted = std::cell::Cell::new(false);
+    let second = FrozenTable::of_rows("second", move |show| {
+        if !halted.replace(true) {
+            reached.send(()).unwrap();
+            leave.recv().unwrap();
+        }
+        row(show);
     });
     (vec![FrozenTable::of_rows("first", row), second], at_second, go)
 }

@@ -11,7 +11,9 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, SchemaRef, UInt64Type};
 use weir_state::columns::{self, Role, state_field};
 use weir_state::file::HASH_COLUMN;
-use weir_state::frozen::{Gather, RowRef, bytes_column, float_column, key_column, list, wide_column, word_column};
+use weir_state::frozen::{
+    Gather, RowRef, Show, bytes_cells, float_cells, key_column, list, wide_cells, word_cells, word_column,
+};
 use weir_state::keys::FrozenKeys;
 use weir_state::pages::{FrozenPages, Pages};
 use weir_state::values::{Data, Form, Values};
@@ -299,50 +301,46 @@ fn freeze_call(slices: &mut [&mut Slice], index: usize, call: &Call) -> Result<V
     Ok(match call.kind {
         Kind::Count => {
             let pages = pages_of!(slices, index, Accumulator::Count(pages) => pages)?;
-            vec![word_column(data_type, move |row| Some(*at(&pages, row)))]
+            vec![word_cells(data_type, pages, |count| Some(*count))]
         }
         Kind::Value(Form::Word) => {
             let pages = pages_of!(slices, index, Accumulator::Word(pages) => pages)?;
-            vec![word_column(data_type, move |row| *at(&pages, row))]
+            vec![word_cells(data_type, pages, |word| *word)]
         }
         Kind::Value(Form::Float) => {
             let pages = pages_of!(slices, index, Accumulator::Float(pages) => pages)?;
-            vec![float_column(data_type, move |row| *at(&pages, row))]
+            vec![float_cells(data_type, pages, |float| *float)]
         }
         Kind::Value(Form::Wide) => {
             let pages = pages_of!(slices, index, Accumulator::Wide(pages) => pages)?;
             let flags = Arc::clone(&pages);
-            let value = wide_column(data_type, move |row| at(&pages, row).filter(|&wide| wide != OVERFLOW));
-            let flag = word_column(DataType::Boolean, move |row| Some((*at(&flags, row) == Some(OVERFLOW)).into()));
+            let value = wide_cells(data_type, pages, |wide| wide.filter(|&wide| wide != OVERFLOW));
+            let flag = word_cells(DataType::Boolean, flags, |wide| Some((*wide == Some(OVERFLOW)).into()));
             if state_width(call) == 2 { vec![value, flag] } else { vec![value] }
         }
         Kind::Value(Form::Bytes) => {
             let pages = pages_of!(slices, index, Accumulator::Bytes { values, .. } => values)?;
-            vec![bytes_column(data_type, pages, |pages, row| at(pages, row).as_deref())]
+            vec![bytes_cells(data_type, pages, |value| value.as_deref())]
         }
         Kind::Mean(Form::Float) => {
             let pages = pages_of!(slices, index, Accumulator::FloatMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
-            let sum = float_column(data_type, move |row| Some(at(&pages, row).sum));
-            vec![sum, word_column(count, move |row| Some(at(&counts, row).count))]
+            let sum = float_cells(data_type, pages, |mean| Some(mean.sum));
+            vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
         }
         Kind::Mean(Form::Wide) => {
             let pages = pages_of!(slices, index, Accumulator::WideMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
-            let sum = wide_column(data_type, move |row| Some(at(&pages, row).sum).filter(|&sum| sum != OVERFLOW));
-            vec![sum, word_column(count, move |row| Some(at(&counts, row).count))]
+            let sum = wide_cells(data_type, pages, |mean| Some(mean.sum).filter(|&sum| sum != OVERFLOW));
+            vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
         }
         Kind::Mean(_) => {
             let pages = pages_of!(slices, index, Accumulator::WordMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
-            let sum = word_column(data_type, move |row| Some(at(&pages, row).sum));
-            vec![sum, word_column(count, move |row| Some(at(&counts, row).count))]
+            let sum = word_cells(data_type, pages, |mean| Some(mean.sum));
+            vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
         }
     })
-}
-
-fn at<T>(segments: &[FrozenPages<T>], row: RowRef) -> &T {
-    segments[row.segment as usize].get(row.slot)
 }
 
 fn distinct_fields(plan: &Plan, set: usize) -> Vec<Field> {
@@ -371,13 +369,13 @@ fn freeze_distinct(
     let (groups, owner) = (Arc::clone(keys), locate.clone());
     let hash = move |_: &FrozenKeys, row: RowRef| groups[row.segment as usize].hash(owner(row).slot);
     let (listed, hash_listed) = (Arc::clone(&entries), hash.clone());
-    let all = move || list(&listed, |entries, slots| slots.extend(entries.slots()), hash_listed);
+    let all = move |show: Show<'_>| list(&listed, FrozenKeys::slots, &hash_listed, show);
     let listed = Arc::clone(&entries);
-    let changed = move || list(&listed, |entries, slots| slots.extend(entries.changed().into_iter().flatten()), hash);
+    let changed = move |show: Show<'_>| list(&listed, FrozenKeys::changed_slots, &hash, show);
     let value_type = &plan.distincts[set].value_type;
     let mut table = FrozenTable::of_rows(format!("distinct{set}"), all).with_changes(&entries, changed);
     let values = key_column(value_type, entries, 1, |row| row)?;
-    let seen = word_column(DataType::UInt64, move |row| Some(*at(&masks, row) as i64));
+    let seen = word_cells(DataType::UInt64, masks, |mask| Some(*mask as i64));
     let own = [values, seen].into_iter().zip(distinct_fields(plan, set).split_off(2 + plan.keys.len()));
     for (field, gather) in leading_columns(plan, starts, keys, locate)? {
         table = table.with_column(field, gather);

@@ -9,7 +9,7 @@ use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use weir_inspect::Snapshot;
 use weir_state::columns::{Role, SPAN_MS, state_field};
-use weir_state::frozen::{FrozenTable, HashedRow, RowRef};
+use weir_state::frozen::{FrozenTable, HashedRow, Placed, RowRef};
 use weir_state::key_hash::hash_keys;
 use weir_state::manifest::{Manifest, publish_manifest};
 use weir_state::store::LocalDirectory;
@@ -112,16 +112,17 @@ fn table(rows: &State) -> FrozenTable {
 fn frozen(name: &str, batch: &RecordBatch, key: usize) -> FrozenTable {
     let mut hashes = Vec::new();
     hash_keys(&[Arc::clone(batch.column(key))], &mut hashes).unwrap();
-    let hashed = move |(slot, hash): (usize, u64)| HashedRow {
-        hash,
-        row: RowRef { segment: 0, slot: u32::try_from(slot).unwrap() },
-    };
-    let mut table = FrozenTable::of_rows(name, move || hashes.into_iter().enumerate().map(hashed).collect());
+    let hashed = |(slot, hash)| HashedRow { hash, row: RowRef { segment: 0, slot } };
+    let listed: Vec<HashedRow> = (0..).zip(hashes).map(hashed).collect();
+    let mut table = FrozenTable::of_rows(name, move |show| show(&listed));
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let column = Arc::clone(column);
-        let gather = move |rows: &[RowRef]| {
-            let slots: UInt32Array = rows.iter().map(|row| row.slot).collect::<Vec<_>>().into();
-            Ok(take(&column, &slots, None).unwrap())
+        let gather = move |placed: Placed<'_>| {
+            let mut slots = vec![0; placed.rows.len()];
+            for (row, &place) in placed.rows.iter().zip(placed.places) {
+                slots[place as usize] = row.row.slot;
+            }
+            Ok(take(&column, &UInt32Array::from(slots), None).unwrap())
         };
         table = table.with_column(Field::clone(field), Box::new(gather));
     }
