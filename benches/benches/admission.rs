@@ -92,6 +92,7 @@ fn full() -> State {
             splits: vec![],
             from: None,
             passed_over: vec![],
+            parallelism: None,
         };
         state.apply(Millis(0), Command::StartAttempt(start)).unwrap();
         state.apply(Millis(0), Command::ChangeJob { job: job(number), change: JobChange::Run, failure: None }).unwrap();

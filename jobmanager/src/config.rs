@@ -100,6 +100,23 @@ impl Default for HeartbeatConfig {
     }
 }
 
+/// How jobs that lack slots are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulingConfig {
+    /// How long a job with a minimum parallelism waits for missing slots before it begins with fewer subtasks, in
+    /// milliseconds.
+    pub resource_wait_ms: u64,
+    /// How long slots must have been there before such a job is restarted to use them, in milliseconds.
+    pub resource_stabilization_ms: u64,
+}
+
+impl Default for SchedulingConfig {
+    fn default() -> Self {
+        Self { resource_wait_ms: 3_000, resource_stabilization_ms: 10_000 }
+    }
+}
+
 /// Where snapshots go, and what becomes of those that fail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,6 +199,8 @@ pub struct Config {
     pub store_address: String,
     /// How TaskManagers are watched.
     pub heartbeat: HeartbeatConfig,
+    /// Slots.
+    pub scheduling: SchedulingConfig,
     /// Snapshots.
     pub snapshots: SnapshotConfig,
     /// Limits on snapshots, where none are set.
@@ -199,6 +218,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             store_address: "127.0.0.1:7400".to_owned(),
             heartbeat: HeartbeatConfig::default(),
+            scheduling: SchedulingConfig::default(),
             snapshots: SnapshotConfig::default(),
             quotas: QuotaConfig::default(),
             log: LogConfig::default(),

@@ -118,6 +118,7 @@ pub(crate) enum Request {
     Cancel(pb::JobRequest, Answer<pb::JobDetail>),
     Trigger(pb::TriggerSnapshotRequest, Answer<pb::Snapshot>),
     Stop(pb::StopJobRequest, Answer<pb::Snapshot>),
+    Rescale(pb::RescaleJobRequest, Answer<pb::RescaleJobReply>),
     Snapshots(pb::ListSnapshotsRequest, Answer<pb::ListSnapshotsReply>),
     Snapshot(String, Answer<pb::Snapshot>),
     CancelSnapshot(String, Answer<pb::Snapshot>),

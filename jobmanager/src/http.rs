@@ -252,6 +252,8 @@ fn summary(job: &pb::JobSummary) -> Value {
         "namespace": job.namespace,
         "failure": job.failure.clone().map(Error::from),
         "restored_from": job.restored_from,
+        "parallelism_wanted": job.parallelism_wanted,
+        "parallelism_min": job.parallelism_min,
     })
 }
 

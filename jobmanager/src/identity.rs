@@ -44,6 +44,7 @@ claims! {
     SubmitRequest: |request| &request.owner, &request.namespace;
     TriggerSnapshotRequest: |request| &request.owner, given(&request.namespace);
     StopJobRequest: |request| &request.owner, given(&request.namespace);
+    RescaleJobRequest: |request| "", given(&request.namespace);
     DeleteSnapshotRequest: |request| &request.owner, "";
     ImportSnapshotRequest: |request| &request.owner, &request.namespace;
     SetPolicyRequest: |request| &request.owner, "";

@@ -90,6 +90,7 @@ fn start(number: u32, attempt: u32) -> Command {
         splits,
         from: Some("sp-1".to_owned()),
         passed_over: vec![PassedOver { snapshot: "sp-2".to_owned(), reason: "it is damaged".to_owned() }],
+        parallelism: attempt.0.is_multiple_of(2).then_some(Parallelism::ONE),
     })
 }
 
@@ -559,6 +560,11 @@ fn command() -> impl Strategy<Value = Command> {
             by: "ada".into()
         }),
         Just(Command::EnforcePolicies),
+        (1u32..3, any::<bool>(), 1u32..9).prop_map(|(number, asked, parallelism)| Command::Rescale {
+            request: asked.then(|| RequestId::new(format!("rescale-{parallelism}")).unwrap()),
+            job: job(number),
+            parallelism: Parallelism::new(parallelism).unwrap(),
+        }),
         (kind(), 1u64..8, any::<bool>(), any::<bool>()).prop_map(|(kind, number, asked, whole)| Command::Verified {
             snapshot: snapshot(kind, number),
             by: if asked { Verifier::Request } else { Verifier::Restore },

@@ -117,6 +117,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Run a job at another parallelism: it takes a checkpoint and goes on from that
+    Rescale {
+        /// The job: id, unique prefix of an id, or name
+        job: String,
+        /// Its parallelism from now on
+        #[arg(short, long)]
+        parallelism: u32,
+        /// Return as soon as the job restarts
+        #[arg(short, long)]
+        detached: bool,
+        /// Name of this request: given again, it is carried out once
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
+    },
     /// Stop a job at once, without a savepoint
     Cancel {
         /// The job: id, unique prefix of an id, or name
@@ -231,6 +247,9 @@ pub(crate) struct PlanArgs {
     /// Parallelism of the job; stronger than the script's SET
     #[arg(short, long)]
     pub parallelism: Option<u32>,
+    /// With how few subtasks the job may run while slots are missing; by default it waits for slots
+    #[arg(long, value_name = "N")]
+    pub min_parallelism: Option<u32>,
     /// Name of the job; default: the script's pipeline.name, else its file name
     #[arg(long)]
     pub name: Option<String>,

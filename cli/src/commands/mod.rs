@@ -5,6 +5,7 @@ mod group;
 mod jobs;
 mod policy;
 mod quota;
+mod rescale;
 mod restore_plan;
 pub(crate) mod run;
 pub(crate) mod show;
@@ -16,10 +17,12 @@ mod transactions;
 use std::io::stdout;
 
 use clap::CommandFactory;
+use weir_proto::pb::client::v1 as pb;
 use weir_types::Result;
 
 use crate::args::{Args, Command};
-use crate::quickstart;
+use crate::identity::Identity;
+use crate::{connect, quickstart};
 
 /// Runs one command.
 ///
@@ -42,6 +45,12 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Checkpoint { job, wait } => snapshots::checkpoint(global, job, wait).await,
         Command::Stop { savepoint_path, drain, job, wait } => {
             snapshots::stop(global, job, savepoint_path, drain, wait).await
+        }
+        Command::Rescale { job, parallelism, detached, request_id, namespace } => {
+            let namespace = Identity::load(global)?.namespace(&namespace)?;
+            let request_id = request_id.unwrap_or_else(connect::request_id);
+            let request = pb::RescaleJobRequest { request_id, job, namespace, parallelism };
+            rescale::rescale(global, request, detached).await
         }
         Command::Cancel { job, namespace } => jobs::cancel(global, job, &namespace).await,
         Command::Snapshots(command) => snapshots::run(global, command).await,

@@ -44,7 +44,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
         output::print(&format!("Job {} ({}) submitted; Ctrl-C leaves it running\n", job.job_id, job.name))?;
     }
     let ended = tokio::select! {
-        ended = follow(global, &job.job_id) => ended?,
+        ended = follow(global, &job.job_id, global.json, |_| false) => ended?,
         _ = tokio::signal::ctrl_c() => {
             return output::print(&format!("\nJob {} goes on; stop it with `weir stop {}`\n", job.job_id, job.job_id));
         }
@@ -71,12 +71,18 @@ async fn plan_restore(global: &Global, jobmanager: &mut JobManager, request: pb:
     plan.check()
 }
 
-/// Follows a job to its end, showing state changes and progress, from one leader to the next.
-async fn follow(global: &Global, job: &str) -> Result<pb::JobDetail> {
+/// Follows a job to its end, or until that is enough, from one leader to the next; unless it is to be quiet, it shows state changes
+/// and progress.
+pub(crate) async fn follow(
+    global: &Global,
+    job: &str,
+    quiet: bool,
+    enough: impl Fn(&pb::JobDetail) -> bool,
+) -> Result<pb::JobDetail> {
     let several = connect::jobmanager_address(global)?.contains(',');
     loop {
         let mut jobmanager = connect::jobmanager(global).await?;
-        match follow_while_led(&mut jobmanager, job, global.json).await? {
+        match follow_while_led(&mut jobmanager, job, quiet, &enough).await? {
             Err(lost) if !several && lost.code != Code::NotLeader => return Err(lost),
             Err(_) => {}
             Ok(ended) => return Ok(ended),
@@ -85,7 +91,12 @@ async fn follow(global: &Global, job: &str) -> Result<pb::JobDetail> {
 }
 
 /// Follows a job as long as one JobManager leads; the inner error says that it does no longer.
-async fn follow_while_led(jobmanager: &mut JobManager, job: &str, quiet: bool) -> Result<Result<pb::JobDetail>> {
+async fn follow_while_led(
+    jobmanager: &mut JobManager,
+    job: &str,
+    quiet: bool,
+    enough: &impl Fn(&pb::JobDetail) -> bool,
+) -> Result<Result<pb::JobDetail>> {
     let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
     let mut updates = jobmanager.watch_job(request).await.map_err(|status| from_status(&status))?.into_inner();
     let mut progress = Progress::new();
@@ -126,9 +137,10 @@ async fn follow_while_led(jobmanager: &mut JobManager, job: &str, quiet: bool) -
                 }
                 waiting = reasons;
             }
+            _ if quiet => {}
             _ => progress.show(&format!("{} rows read, {} written", count(detail.rows_in), count(detail.rows_out))),
         }
-        if show::has_ended(state) {
+        if show::has_ended(state) || enough(&detail) {
             return Ok(Ok(detail));
         }
     }
@@ -159,6 +171,9 @@ fn request(global: &Global, path: &Path, plan: &PlanArgs) -> Result<pb::SubmitRe
     }
     if let Some(parallelism) = plan.parallelism {
         options.insert("parallelism.default".to_owned(), parallelism.to_string());
+    }
+    if let Some(least) = plan.min_parallelism {
+        options.insert("parallelism.min".to_owned(), least.to_string());
     }
     if let Some(name) = &plan.name {
         options.insert("pipeline.name".to_owned(), name.clone());

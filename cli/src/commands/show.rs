@@ -25,13 +25,22 @@ pub(crate) fn job_json(job: &pb::JobSummary) -> Value {
         "id": job.id, "name": job.name, "state": job_state(job), "parallelism": job.parallelism,
         "attempt": job.attempt, "submitted_at_ms": job.submitted_at_ms, "started_at_ms": job.started_at_ms,
         "ended_at_ms": job.ended_at_ms, "owner": job.owner, "namespace": job.namespace,
-        "restored_from": job.restored_from, "failure": failure_json(job.failure.as_ref()),
+        "restored_from": job.restored_from, "parallelism_wanted": job.parallelism_wanted,
+        "parallelism_min": job.parallelism_min, "failure": failure_json(job.failure.as_ref()),
     })
 }
 
 /// What broke, for programs.
 pub(crate) fn failure_json(failure: Option<&common::Error>) -> Value {
     failure.map_or(Value::Null, |failure| json!(Error::from(failure.clone())))
+}
+
+/// What it has, and what it lacks of what it is to have.
+fn parallelism(job: &pb::JobSummary) -> String {
+    match job.parallelism_wanted {
+        wanted if wanted == 0 || wanted == job.parallelism => job.parallelism.to_string(),
+        wanted => format!("{} of {wanted}", job.parallelism),
+    }
 }
 
 /// Jobs for people.
@@ -43,7 +52,7 @@ pub(crate) fn jobs_table(jobs: &[pb::JobSummary]) -> String {
             job.id.clone(),
             job.name.clone(),
             job_state(job).to_owned(),
-            job.parallelism.to_string(),
+            parallelism(job),
             job.attempt.to_string(),
             time::moment(job.submitted_at_ms),
             time::span(job.submitted_at_ms, until),

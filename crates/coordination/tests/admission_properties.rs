@@ -143,6 +143,7 @@ impl World {
                 splits: vec![],
                 from: None,
                 passed_over: vec![],
+                parallelism: None,
             };
             state.apply(Millis(0), Command::StartAttempt(start)).unwrap();
             let change = JobChange::Run;

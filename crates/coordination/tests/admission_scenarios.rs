@@ -161,6 +161,7 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
                 splits: vec![],
                 from: None,
                 passed_over: vec![],
+                parallelism: None,
             };
             return vec![create(words), Command::StartAttempt(start), change(JobChange::Run)];
         }
@@ -205,6 +206,7 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
                 splits: vec![],
                 from: None,
                 passed_over: vec![],
+                parallelism: None,
             };
             return vec![change(JobChange::Restart), Command::StartAttempt(start), change(JobChange::Run)];
         }

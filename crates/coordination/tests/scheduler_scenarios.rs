@@ -66,11 +66,16 @@ fn recovered(words: &[&str]) -> Option<Recovered> {
     Some(Recovered {
         state,
         attempt: Attempt(attempt.parse().unwrap()),
+        parallelism: value(words, "p").map_or(Parallelism::ONE, parallelism),
         task_managers: on.split(',').filter(|name| !name.is_empty()).map(manager).collect(),
         stopped: words.contains(&"stopped"),
         failures: value(words, "failures").map_or(0, |failures| failures.parse().unwrap()),
         failed_at: Vec::new(),
     })
+}
+
+fn parallelism(text: &str) -> Parallelism {
+    Parallelism::new(text.parse().unwrap()).unwrap()
 }
 
 /// `none`; `fixed[:ATTEMPTS]`, 100 ms each; `exponential[:ATTEMPTS]`, from 100 ms doubling to 1 s, reset after 10 s, without
@@ -111,10 +116,12 @@ fn failure(failure: &JobFailure) -> String {
 
 /// A source chain 0 and an aggregating chain 1, both of parallelism `p`.
 fn plan(words: &[&str]) -> JobPlan {
-    let p = Parallelism::new(value(words, "p").map_or(1, |p| p.parse().unwrap())).unwrap();
+    let p = value(words, "p").map_or(Parallelism::ONE, parallelism);
     JobPlan {
         job: id(words[0]),
-        chains: vec![(ChainId(0), p), (ChainId(1), p)],
+        chains: vec![(ChainId(0), None), (ChainId(1), None)],
+        parallelism: p,
+        parallelism_min: value(words, "min").map(parallelism),
         sources: BTreeSet::from([ChainId(0)]),
         restart: strategy(value(words, "restart").unwrap_or("fixed")),
         recovered: recovered(words),
@@ -135,6 +142,9 @@ fn events(name: &str, words: &[&str]) -> Vec<Event> {
         "deployed" => vec![Event::Deployed(id(words[0]), Attempt(words[1].parse().unwrap()))],
         "broken" => vec![Event::Broken(id(words[0]), Attempt(words[1].parse().unwrap()), error(words[2]))],
         "resumed" => vec![Event::Resumed(id(words[0]), Attempt(words[1].parse().unwrap()), error(words[2]))],
+        "rescale" => vec![Event::Rescale(id(words[0]), parallelism(words[1]))],
+        "grow" => vec![Event::Grow(id(words[0]), Attempt(words[1].parse().unwrap()))],
+        "not-grown" => vec![Event::NotGrown(id(words[0]), Attempt(words[1].parse().unwrap()))],
         "cancel" => vec![Event::Cancel(id(words[0]))],
         "stop" => vec![Event::Stop(id(words[0]))],
         "stop-abandoned" => vec![Event::StopAbandoned(id(words[0]))],
@@ -170,6 +180,7 @@ fn show(action: &Action) -> String {
         Action::FinishAttempt(job, attempt) => format!("finish {job}#{attempt}"),
         Action::ChangeJob(job, change, None) => format!("change {job} {change:?}"),
         Action::ChangeJob(job, change, Some(why)) => format!("change {job} {change:?} {}", failure(why)),
+        Action::Grow(job, attempt) => format!("grow {job}#{attempt}"),
         Action::AttemptRunning(job, attempt) => format!("running {job}#{attempt}"),
         Action::AttemptEnded(job, attempt, error) => format!("ended {job}#{attempt} {}", error.code),
     }
@@ -178,7 +189,12 @@ fn show(action: &Action) -> String {
 #[test]
 fn scenarios_of_the_scheduler_replay() {
     scenarios::replay("scheduler", 8, || {
-        let mut scheduler = Scheduler::new(Config { cancel_timeout_ms: 1_000, recovery_wait_ms: 500 });
+        let mut scheduler = Scheduler::new(Config {
+            cancel_timeout_ms: 1_000,
+            recovery_wait_ms: 500,
+            resource_wait_ms: 3_000,
+            resource_stabilization_ms: 10_000,
+        });
         move |words, out| {
             let now = Millis(words[0].parse().unwrap());
             if words[1] == "waiting" {

@@ -37,6 +37,10 @@ const KEYS: &[Key] = &[
         settings.options.parallelism = Parallelism::new(value.parse().ok()?).ok()?;
         Some(())
     }),
+    ("parallelism.min", "a number from 1", |settings, value| {
+        settings.options.parallelism_min = Some(Parallelism::new(value.parse().ok()?).ok()?);
+        Some(())
+    }),
     ("pipeline.name", "a text", |settings, value| {
         settings.name = Some(value.to_owned());
         Some(())
@@ -150,6 +154,11 @@ impl Settings {
             settings.apply(key, value)?;
         }
         settings.options.restart = settings.restart.strategy(&mut settings.warnings)?;
+        let most = settings.options.parallelism;
+        if let Some(least) = settings.options.parallelism_min.filter(|least| *least > most) {
+            let message = format!("the job is to have at least {least} subtasks, but its parallelism is {most}");
+            return Err(Error::invalid(message).with_hint("Raise 'parallelism.default', or lower 'parallelism.min'."));
+        }
         Ok(settings)
     }
 

@@ -35,6 +35,8 @@ pub struct JobGraph {
 pub struct JobOptions {
     /// `parallelism.default`.
     pub parallelism: Parallelism,
+    /// `parallelism.min`: with how few subtasks the job may run while slots are missing; none: it waits for slots.
+    pub parallelism_min: Option<Parallelism>,
     /// `execution.checkpointing.interval` in ms; none: no periodic checkpoints.
     pub checkpoint_interval_ms: Option<u64>,
     /// `execution.checkpointing.timeout` in ms.
@@ -64,6 +66,7 @@ impl Default for JobOptions {
     fn default() -> Self {
         Self {
             parallelism: Parallelism::ONE,
+            parallelism_min: None,
             checkpoint_interval_ms: Some(10_000),
             checkpoint_timeout_ms: 600_000,
             checkpoint_min_pause_ms: 0,
@@ -342,15 +345,31 @@ impl JobGraph {
             chains.entry(head_id).or_default().push(operator.id);
         }
         let parallelism = |members: &[OperatorId]| {
-            members
-                .iter()
-                .filter_map(|id| self.operator(*id)?.parallelism_max)
-                .fold(self.options.parallelism, Parallelism::min)
+            self.parallelism_max(members).map_or(self.options.parallelism, |max| max.min(self.options.parallelism))
         };
         chains
             .into_iter()
             .map(|(head, operators)| Chain { id: ChainId(head.0), parallelism: parallelism(&operators), operators })
             .collect()
+    }
+
+    /// The most subtasks that a chain of these operators may have; none: any number.
+    pub fn parallelism_max(&self, members: &[OperatorId]) -> Option<Parallelism> {
+        members.iter().filter_map(|id| self.operator(*id)?.parallelism_max).min()
+    }
+
+    /// The same job at another parallelism.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if that would join subtasks one by one of which there are not equally many.
+    pub fn at_parallelism(mut self, parallelism: Parallelism) -> Result<Self> {
+        self.options.parallelism = parallelism;
+        let of = |id| self.chain_of(id).map(|chain| chain.parallelism);
+        match self.edges.iter().find(|edge| edge.exchange == Exchange::Forward && of(edge.from) != of(edge.to)) {
+            None => Ok(self),
+            Some(edge) => Err(Error::invalid(format!("the job cannot run at parallelism {parallelism}"))
+                .with_detail(format!("operators {} and {} have equally many subtasks", edge.from, edge.to))),
+        }
     }
 
     /// The chain an operator belongs to.

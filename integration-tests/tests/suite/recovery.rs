@@ -52,6 +52,7 @@ fn history(shown: &Value) -> Vec<(u64, String, String, Value)> {
 /// Kills one TaskManager after the other, until the job has failed as its strategy says; the delays of its restarts.
 async fn killed_until_it_fails(options: &str) -> Vec<Value> {
     let mut cluster = Cluster::start(3, 1);
+    append(&cluster, "test/in", &readings(0, 100));
     let job = submit(&cluster, &(totals_script("100 ms") + options), &["-p", "1"]);
     let mut killed = Vec::new();
     let restarts = if options.contains("'none'") { 0 } else { 1 };
@@ -124,4 +125,98 @@ async fn a_job_moves_to_standby_slots_and_keeps_its_history_when_the_jobmanager_
     append(&cluster, "test/in", rest);
     drain(&cluster, &job).await;
     assert_eq!(fold(&read(&cluster, "test/out"), "sensor"), tumble(&rows, "sensor", "at", "reading", 1000));
+}
+
+/// Waits until the job runs with so many subtasks per chain.
+async fn runs_at(cluster: &Cluster, job: &str, parallelism: u32) -> JobDetail {
+    job_until(cluster, job, "its parallelism", |detail| {
+        detail.summary.as_ref().is_some_and(|summary| {
+            summary.state() == JobState::Running
+                && summary.parallelism == parallelism
+                && detail.chains.iter().all(|chain| chain.subtasks.len() == parallelism as usize)
+        })
+    })
+    .await
+}
+
+async fn ends_exactly(cluster: &Cluster, job: &str, rows: &[Value]) {
+    drain(cluster, job).await;
+    assert_eq!(fold(&read(cluster, "test/out"), "sensor"), tumble(rows, "sensor", "at", "reading", 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_rescaled_up_and_down_while_it_runs_and_its_output_is_exact() {
+    let cluster = Cluster::start(2, 2);
+    let rows = readings(0, 30_000);
+    let mut parts = rows.chunks(10_000);
+    let mut append_more = || append(&cluster, "test/in", parts.next().expect("three parts"));
+    append_more();
+    // No checkpoint but those that rescaling takes.
+    let job = submit(&cluster, &totals_script("1 h"), &["-p", "2"]);
+    runs_at(&cluster, &job, 2).await;
+    let up = cluster.weir_json(&["rescale", &job, "-p", "4", "--request-id", "up"]);
+    assert_eq!((&up["parallelism"], &up["attempt"], &up["state"]), (&json!(4), &json!(2), &json!("RUNNING")));
+    append_more();
+    let again = cluster.weir_json(&["rescale", &job, "-p", "4", "--request-id", "up"]);
+    assert_eq!(again["attempt"], 2, "it is carried out once");
+    let refused = cluster.weir(&["rescale", &job, "-p", "5"]);
+    assert!(refused.stderr.contains("RESOURCE_EXHAUSTED"), "{}", refused.stderr);
+    let down = cluster.weir(&["rescale", &job, "-p", "1"]);
+    assert_eq!(down.stdout, format!("Job {job} runs at parallelism 1, attempt 3\n"), "{}", down.stderr);
+    append_more();
+    let shown = cluster.weir_json(&["job", "show", &job]);
+    assert_eq!(shown["failures_total"], 0, "it is no failure");
+    let taken = shown["snapshots"].as_array().expect("a list");
+    assert!(!taken.is_empty() && taken.iter().all(|snapshot| snapshot["trigger"] == "rescale"), "{shown:#}");
+    ends_exactly(&cluster, &job, &rows).await;
+    let ended = cluster.weir(&["rescale", &job, "-p", "2"]);
+    assert!(ended.stderr.contains("FAILED_PRECONDITION"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_a_minimum_goes_on_with_fewer_subtasks_and_grows_when_slots_are_back() {
+    let settings = ["scheduling.resource_wait_ms=300", "scheduling.resource_stabilization_ms=500"];
+    let mut cluster = Cluster::start_with(2, 1, &settings);
+    let rows = readings(0, 30_000);
+    let (first, rest) = rows.split_at(10_000);
+    let (second, third) = rest.split_at(10_000);
+    append(&cluster, "test/in", first);
+    let job = submit(&cluster, &totals_script("100 ms"), &["-p", "2", "--min-parallelism", "1"]);
+    runs_at(&cluster, &job, 2).await;
+    checkpoint_after(&cluster, &job, 0).await;
+    cluster.kill("tm-1");
+    runs_at(&cluster, &job, 1).await;
+    append(&cluster, "test/in", second);
+    let shown = cluster.weir_json(&["job", "show", &job])["job"].clone();
+    assert_eq!((&shown["parallelism"], &shown["parallelism_wanted"]), (&json!(1), &json!(2)));
+    let people = cluster.weir(&["list"]).stdout;
+    assert!(people.contains("1 of 2"), "{people}");
+    cluster.add_task_manager("tm-3", 1);
+    let grown = runs_at(&cluster, &job, 2).await;
+    assert!(grown.recent_snapshots.iter().any(|s| s.trigger == "rescale" && s.state == "COMPLETED"), "{grown:?}");
+    // What it has does not change with the leader.
+    cluster.kill("jobmanager");
+    cluster.restart("jobmanager");
+    runs_at(&cluster, &job, 2).await;
+    append(&cluster, "test/in", third);
+    ends_exactly(&cluster, &job, &rows).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_for_slots_is_not_rescaled() {
+    let mut cluster = Cluster::start(1, 1);
+    append(&cluster, "test/in", &readings(0, 100));
+    let job = submit(&cluster, &totals_script("100 ms"), &["-p", "1"]);
+    runs(&cluster, &job, 1).await;
+    cluster.kill("tm-1");
+    job_until(&cluster, &job, "a restart", |detail| {
+        detail.summary.as_ref().is_some_and(|summary| summary.state() == JobState::Restarting)
+    })
+    .await;
+    let refused = cluster.weir(&["rescale", &job, "-p", "2"]);
+    assert!(
+        refused.stderr.contains("FAILED_PRECONDITION") && refused.stderr.contains("RESTARTING"),
+        "{}",
+        refused.stderr
+    );
 }

@@ -44,6 +44,7 @@ impl Leader {
                     self.finish_pending(&job);
                 }
                 Action::ChangeJob(job, change, failure) => self.change_job(job, change, failure),
+                Action::Grow(job, attempt) => self.grow(job, attempt),
                 Action::AttemptRunning(job, attempt) => self.attempt_running(&job, attempt),
                 Action::AttemptEnded(job, attempt, error) => {
                     tracing::info!(%job, %attempt, %error, "attempt ended");
@@ -91,7 +92,10 @@ impl Leader {
             return;
         }
         let Some((attempt, placements)) = live.pending_start.take() else { return };
-        let Some(record) = self.state(|state| state.jobs.get(job).cloned()) else { return };
+        let Some(mut record) = self.state(|state| state.jobs.get(job).cloned()) else { return };
+        if let Some(parallelism) = self.scheduler.parallelism(job) {
+            record.set_parallelism(parallelism);
+        }
         let point = match self.next_start(job) {
             Ok(point) => point,
             Err(error) => return self.schedule(scheduler::Event::Broken(job.clone(), attempt, error)),
@@ -145,6 +149,7 @@ impl Leader {
                     splits: prepared.splits.clone(),
                     from: point.map(RecoveryPoint::name),
                     passed_over: point.map(|point| point.passed_over.clone()).unwrap_or_default(),
+                    parallelism: self.scheduler.parallelism(&job),
                 };
                 let then = Then::Deploy(job, attempt, placements, Box::new(prepared));
                 self.commit(Command::StartAttempt(start), then);

@@ -37,6 +37,7 @@ impl Leader {
             }
             Request::Trigger(request, to) => self.trigger(request, to),
             Request::Stop(request, to) => self.stop(request, to),
+            Request::Rescale(request, to) => self.rescale(&request, to),
             Request::Snapshots(request, to) => answer(to, self.snapshots_view(&request)),
             Request::Explain(snapshot, to) => self.explain(&snapshot, to),
             Request::Snapshot(snapshot, to) => answer(to, self.describe_snapshot(&snapshot)),
@@ -67,7 +68,7 @@ impl Leader {
         self.state(|state| state.find_job(text, namespace).map(|job| job.id.clone()))
     }
 
-    fn wanted(&self, request: &pb::JobRequest) -> Result<JobId> {
+    pub(super) fn wanted(&self, request: &pb::JobRequest) -> Result<JobId> {
         self.find_job(&request.job, request.namespace.as_deref())
     }
 
@@ -150,7 +151,7 @@ impl Leader {
             Some((
                 record.last_barrier,
                 record.graph.options.clone(),
-                JobPlan::new(job.clone(), &record.graph, recovered),
+                JobPlan::new(job.clone(), &record.graph, record.parallelism_wanted, recovered),
             ))
         });
         let Some((last_barrier, options, plan)) = found else { return };

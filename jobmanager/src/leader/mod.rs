@@ -15,6 +15,7 @@ mod jobs;
 mod policies;
 mod quotas;
 mod recovery;
+mod rescale;
 mod restores;
 mod sessions;
 mod shared;
@@ -57,6 +58,7 @@ use crate::pins::PinWatch;
 use crate::planning::Planner;
 use fallback::Start;
 use grants::{Account, Amount};
+use rescale::Rescaling;
 use sessions::Session;
 use sweeps::Sweep;
 
@@ -66,6 +68,8 @@ enum Then {
     Nothing,
     /// The job is known: schedule it, and answer.
     Submitted(JobId, Answer<pb::SubmitReply>),
+    /// The job is to have another parallelism: restart it, and answer.
+    Rescaled(Box<Rescaling>),
     /// The attempt is decided: deploy it.
     Deploy(JobId, Attempt, Vec<Placement>, Box<Prepared>),
     /// A step of a snapshot.
@@ -145,6 +149,8 @@ pub(crate) struct Leader {
     waiters: BTreeMap<RequestId, Vec<Answer<pb::Snapshot>>>,
     /// Who waits for the end of a job whose stop's savepoint is complete.
     stops: BTreeMap<JobId, Vec<(SnapshotId, Answer<pb::Snapshot>)>>,
+    /// Rescales that wait for their checkpoint, by the request for it.
+    rescales: BTreeMap<RequestId, Rescaling>,
     /// Completed snapshots whose pins are being moved; until that is done they are not removed.
     keeping: BTreeSet<SnapshotId>,
     /// Snapshots that are being removed.
@@ -339,6 +345,7 @@ impl Leader {
                 Ok(applied) => self.after_change(applied),
                 Err(error) => tracing::warn!(code = %error.code, %error, "a change no longer applied"),
             },
+            Then::Rescaled(rescaling) => self.on_rescaled(*rescaling, reply),
             Then::Submitted(job, answer) => self.on_submitted(&job, reply, answer),
             Then::Deploy(job, attempt, placements, prepared) => {
                 self.on_attempt_committed(job, attempt, placements, *prepared, reply);

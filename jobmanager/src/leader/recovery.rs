@@ -70,6 +70,8 @@ impl Leader {
             scheduler: Scheduler::new(SchedulerConfig {
                 cancel_timeout_ms: heartbeat.cancel_timeout_ms,
                 recovery_wait_ms: heartbeat.timeout_ms,
+                resource_wait_ms: config.scheduling.resource_wait_ms,
+                resource_stabilization_ms: config.scheduling.resource_stabilization_ms,
             }),
             liveness: Liveness::new(heartbeat.timeout_ms),
             sessions: BTreeMap::new(),
@@ -80,6 +82,7 @@ impl Leader {
             planning: BTreeMap::new(),
             waiters: BTreeMap::new(),
             stops: BTreeMap::new(),
+            rescales: BTreeMap::new(),
             keeping: BTreeSet::new(),
             removing: BTreeSet::new(),
             recovered: false,
@@ -218,6 +221,7 @@ impl Leader {
             Some(Recovered {
                 state: job.state,
                 attempt: job.attempt,
+                parallelism: job.graph.options.parallelism,
                 task_managers: job.placements.iter().map(|placement| placement.task_manager.clone()).collect(),
                 stopped: job.stopped_by.is_some(),
                 failures: job.failures.total,

@@ -333,6 +333,9 @@ impl Leader {
     }
 
     pub(super) fn answer_request(&mut self, request: &RequestId, result: Result<SnapshotId>) {
+        if let Some(rescaling) = self.rescales.remove(request) {
+            return self.on_rescale_snapshot(rescaling, result);
+        }
         let waiters = self.waiters.remove(request).unwrap_or_default();
         if let Ok(snapshot) = &result
             && let Some(job) = self.is_stopping(snapshot)
@@ -354,7 +357,7 @@ impl Leader {
         let of = |request: &&RequestId| {
             self.answered(request).is_some_and(|reply| reply.is_ok_and(|of| of.snapshot.as_ref() == Some(snapshot)))
         };
-        let requests: Vec<RequestId> = self.waiters.keys().filter(of).cloned().collect();
+        let requests: Vec<RequestId> = self.waiters.keys().chain(self.rescales.keys()).filter(of).cloned().collect();
         let failure = self.entry(snapshot).and_then(|entry| entry.failure);
         for request in requests {
             let result = failure.clone().map_or_else(|| Ok(snapshot.clone()), Err);

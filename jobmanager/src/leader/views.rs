@@ -3,7 +3,7 @@
 use weir_coordination::metadata::{JobRecord, SnapshotEntry, State};
 use weir_proto::pb::client::v1 as pb;
 use weir_types::graph::OperatorSpec;
-use weir_types::ids::{JobId, SnapshotId, SubtaskId, SubtaskIndex};
+use weir_types::ids::{JobId, Parallelism, SnapshotId, SubtaskId, SubtaskIndex};
 use weir_types::job::{JobFailure, JobState};
 use weir_types::snapshot::SnapshotState;
 use weir_types::{Error, Result};
@@ -84,6 +84,8 @@ impl Leader {
             namespace: record.namespace.clone(),
             failure: record.failures.last().map(Into::into),
             restored_from: restored.unwrap_or_default(),
+            parallelism_wanted: record.parallelism_wanted.get(),
+            parallelism_min: record.graph.options.parallelism_min.map_or(0, Parallelism::get),
         }
     }
 

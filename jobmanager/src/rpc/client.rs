@@ -113,6 +113,14 @@ impl Client for Service {
         self.ask(|answer| Asked::Stop(request, answer)).await
     }
 
+    async fn rescale_job(
+        &self,
+        request: Request<pb::RescaleJobRequest>,
+    ) -> Result<Response<pb::RescaleJobReply>, Status> {
+        let request = known(request)?;
+        self.ask(|answer| Asked::Rescale(request, answer)).await
+    }
+
     async fn list_snapshots(
         &self,
         request: Request<pb::ListSnapshotsRequest>,

@@ -102,6 +102,7 @@ impl From<&JobOptions> for pb::JobOptions {
     fn from(options: &JobOptions) -> Self {
         let JobOptions {
             parallelism,
+            parallelism_min,
             checkpoint_interval_ms,
             checkpoint_timeout_ms,
             checkpoint_min_pause_ms,
@@ -116,6 +117,7 @@ impl From<&JobOptions> for pb::JobOptions {
         } = options;
         Self {
             parallelism: parallelism.get(),
+            parallelism_min: parallelism_min.map(Parallelism::get),
             checkpoint_interval_ms: *checkpoint_interval_ms,
             checkpoint_timeout_ms: *checkpoint_timeout_ms,
             checkpoint_min_pause_ms: *checkpoint_min_pause_ms,
@@ -139,6 +141,7 @@ impl TryFrom<pb::JobOptions> for JobOptions {
     fn try_from(options: pb::JobOptions) -> Result<Self> {
         let pb::JobOptions {
             parallelism,
+            parallelism_min,
             checkpoint_interval_ms,
             checkpoint_timeout_ms,
             checkpoint_min_pause_ms,
@@ -155,6 +158,7 @@ impl TryFrom<pb::JobOptions> for JobOptions {
         } = options;
         Ok(Self {
             parallelism: Parallelism::new(parallelism)?,
+            parallelism_min: parallelism_min.map(Parallelism::new).transpose()?,
             checkpoint_interval_ms,
             checkpoint_timeout_ms,
             checkpoint_min_pause_ms,

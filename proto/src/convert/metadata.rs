@@ -50,6 +50,11 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
             failure: None,
             cause: failure.as_deref().map(Into::into),
         }),
+        Command::Rescale { request, job, parallelism } => Wire::Rescale(pb::Rescale {
+            request: optional(request.as_ref()),
+            job: job.to_string(),
+            parallelism: parallelism.get(),
+        }),
         Command::Reserve(reserve) => Wire::Reserve(reserve.as_ref().into()),
         Command::Import(import) => Wire::Import(import.as_ref().into()),
         Command::Complete(completion) => Wire::Complete(completion.as_ref().into()),
@@ -118,6 +123,11 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
             let failure = cause.map(TryInto::try_into).transpose()?.or(older).map(Box::new);
             Command::ChangeJob { job: JobId::new(job)?, change, failure }
         }
+        Wire::Rescale(pb::Rescale { request, job, parallelism }) => Command::Rescale {
+            request: request_from_pb(request)?,
+            job: JobId::new(job)?,
+            parallelism: Parallelism::new(parallelism)?,
+        },
         Wire::Reserve(reserve) => Command::Reserve(Box::new(reserve.try_into()?)),
         Wire::Import(import) => Command::Import(Box::new(import.try_into()?)),
         Wire::Complete(complete) => Command::Complete(Box::new(complete.try_into()?)),
@@ -306,10 +316,11 @@ impl TryFrom<pb::RestoreFrom> for RestoreRecord {
 
 impl From<&StartAttempt> for pb::StartAttempt {
     fn from(start: &StartAttempt) -> Self {
-        let StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
+        let StartAttempt { job, attempt, placements, splits, from, passed_over, parallelism } = start;
         Self {
             from: from.clone().unwrap_or_default(),
             passed_over: passed_over.iter().map(Into::into).collect(),
+            parallelism: parallelism.map_or(0, Parallelism::get),
             job: job.to_string(),
             attempt: attempt.0,
             placements: placements.iter().map(Into::into).collect(),
@@ -322,10 +333,11 @@ impl TryFrom<pb::StartAttempt> for StartAttempt {
     type Error = Error;
 
     fn try_from(start: pb::StartAttempt) -> Result<Self> {
-        let pb::StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
+        let pb::StartAttempt { job, attempt, placements, splits, from, passed_over, parallelism } = start;
         Ok(Self {
             from: nonempty(from),
             passed_over: passed_over.into_iter().map(Into::into).collect(),
+            parallelism: Parallelism::new(parallelism).ok(),
             job: JobId::new(job)?,
             attempt: Attempt(attempt),
             placements: all(placements)?,
@@ -494,6 +506,7 @@ fn trigger_to_pb(trigger: Trigger) -> pb::Trigger {
         Trigger::Periodic => pb::Trigger::Periodic,
         Trigger::Scheduled => pb::Trigger::Scheduled,
         Trigger::Import => pb::Trigger::Import,
+        Trigger::Rescale => pb::Trigger::Rescale,
         Trigger::User | Trigger::Stop(StopMode::Continue) => pb::Trigger::User,
         Trigger::Stop(StopMode::Suspend) => pb::Trigger::Suspend,
         Trigger::Stop(StopMode::Drain) => pb::Trigger::Drain,
@@ -505,6 +518,7 @@ fn trigger_from_pb(trigger: i32) -> Result<Trigger> {
         Ok(pb::Trigger::Periodic) => Trigger::Periodic,
         Ok(pb::Trigger::Scheduled) => Trigger::Scheduled,
         Ok(pb::Trigger::Import) => Trigger::Import,
+        Ok(pb::Trigger::Rescale) => Trigger::Rescale,
         Ok(pb::Trigger::User) => Trigger::User,
         Ok(pb::Trigger::Suspend) => Trigger::Stop(StopMode::Suspend),
         Ok(pb::Trigger::Drain) => Trigger::Stop(StopMode::Drain),

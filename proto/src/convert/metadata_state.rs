@@ -85,6 +85,7 @@ impl From<&JobRecord> for pb::Job {
             owner,
             namespace,
             graph,
+            parallelism_wanted,
             plan,
             sources,
             state,
@@ -130,6 +131,7 @@ impl From<&JobRecord> for pb::Job {
             fallback: fallback.as_ref().map(Into::into),
             failures: failures.newest.iter().map(Into::into).collect(),
             failures_total: failures.total,
+            parallelism_wanted: parallelism_wanted.get(),
         }
     }
 }
@@ -156,6 +158,7 @@ impl TryFrom<pb::Job> for JobRecord {
             fallback,
             failures,
             failures_total,
+            parallelism_wanted,
         } = job;
         let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } =
             required("job", new_job)?.try_into()?;
@@ -170,6 +173,7 @@ impl TryFrom<pb::Job> for JobRecord {
             sql,
             owner,
             namespace,
+            parallelism_wanted: Parallelism::new(parallelism_wanted).unwrap_or(graph.options.parallelism),
             graph,
             plan,
             sources,

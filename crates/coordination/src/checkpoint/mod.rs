@@ -94,6 +94,8 @@ pub enum Trigger {
     Scheduled,
     /// Somebody asked.
     User,
+    /// The job goes on from it at another parallelism.
+    Rescale,
     /// The job stops with it.
     Stop(StopMode),
     /// Another cluster took it, and somebody wants it here.
@@ -104,7 +106,9 @@ impl Trigger {
     /// Whether the job goes on after the snapshot.
     pub fn stop_mode(self) -> StopMode {
         match self {
-            Trigger::Periodic | Trigger::Scheduled | Trigger::User | Trigger::Import => StopMode::Continue,
+            Trigger::Periodic | Trigger::Scheduled | Trigger::User | Trigger::Rescale | Trigger::Import => {
+                StopMode::Continue
+            }
             Trigger::Stop(mode) => mode,
         }
     }
@@ -120,6 +124,7 @@ impl Trigger {
             Trigger::Periodic => "periodic",
             Trigger::Scheduled => "scheduled",
             Trigger::User => "user",
+            Trigger::Rescale => "rescale",
             Trigger::Stop(_) => "stop",
             Trigger::Import => "import",
         }

@@ -3,7 +3,7 @@
 use weir_types::annotations::AnnotationChange;
 use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
-use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, RequestId, SnapshotId};
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, Parallelism, RequestId, SnapshotId};
 use weir_types::job::{JobChange, JobFailure};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::retention::RetentionPolicy;
@@ -36,6 +36,15 @@ pub enum Command {
         change: JobChange,
         /// Why, if something broke.
         failure: Option<Box<JobFailure>>,
+    },
+    /// Runs a job at another parallelism from its next attempt on.
+    Rescale {
+        /// The client's name for the request.
+        request: Option<RequestId>,
+        /// The job.
+        job: JobId,
+        /// Its parallelism, given slots.
+        parallelism: Parallelism,
     },
     /// Sets the limits of a level.
     SetQuota {
@@ -180,6 +189,8 @@ pub struct StartAttempt {
     pub from: Option<String>,
     /// Newer snapshots that cannot be restored.
     pub passed_over: Vec<PassedOver>,
+    /// Its parallelism; none: that of the attempt before.
+    pub parallelism: Option<Parallelism>,
 }
 
 /// Asks for a snapshot's admission.

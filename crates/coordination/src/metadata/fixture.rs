@@ -48,8 +48,15 @@ pub(super) fn run(state: &mut State, number: u32, name: &str, restore: Option<Sn
     };
     state.apply(Millis(1), Command::CreateJob(Box::new(new))).unwrap();
     let (placements, splits) = (Vec::new(), Vec::new());
-    let start =
-        StartAttempt { job: job(number), attempt: Attempt(1), placements, splits, from: None, passed_over: Vec::new() };
+    let start = StartAttempt {
+        job: job(number),
+        attempt: Attempt(1),
+        placements,
+        splits,
+        from: None,
+        passed_over: Vec::new(),
+        parallelism: None,
+    };
     state.apply(Millis(1), Command::StartAttempt(start)).unwrap();
     change(state, 1, number, JobChange::Run);
 }

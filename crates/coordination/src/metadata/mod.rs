@@ -26,7 +26,7 @@ mod usage;
 
 use std::collections::BTreeMap;
 
-use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, RequestId};
+use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Parallelism, RequestId};
 use weir_types::job::{JobChange, JobFailure, JobState};
 use weir_types::quota::{check_namespace, check_owner, or_default};
 use weir_types::restore::ClaimMode;
@@ -110,6 +110,9 @@ impl State {
             }
             Command::StartAttempt(start) => self.start_attempt(now, start),
             Command::ChangeJob { job, change, failure } => self.change_job(now, &job, change, failure),
+            Command::Rescale { request, job, parallelism } => {
+                self.once(request, |state| state.rescale(job, parallelism))
+            }
             Command::Reserve(reserve) => {
                 let request = reserve.request.clone();
                 self.once(request, |state| state.reserve(now, *reserve))
@@ -225,6 +228,7 @@ impl State {
                 sql,
                 owner,
                 namespace,
+                parallelism_wanted: graph.options.parallelism,
                 graph,
                 plan,
                 sources,
@@ -267,7 +271,7 @@ impl State {
     }
 
     fn start_attempt(&mut self, now: Millis, start: StartAttempt) -> Reply {
-        let StartAttempt { job, attempt, placements, splits, from, passed_over } = start;
+        let StartAttempt { job, attempt, placements, splits, from, passed_over, parallelism } = start;
         let record = self.jobs.get_mut(&job).ok_or_else(|| no_job(job.as_str()))?;
         if attempt <= record.attempt {
             return Err(Error::fenced(format!("attempt {attempt} of job {job} is not newer than {}", record.attempt)));
@@ -276,9 +280,22 @@ impl State {
         record.attempt = attempt;
         record.placements = placements;
         record.splits = splits;
+        if let Some(parallelism) = parallelism {
+            record.set_parallelism(parallelism);
+        }
         if let Some(to) = from.filter(|_| !passed_over.is_empty()) {
             record.fallback = Some(Fallback { at: now, attempt, to, passed_over });
         }
+        Ok(Applied { job: Some(job), ..Applied::default() })
+    }
+
+    fn rescale(&mut self, job: JobId, parallelism: Parallelism) -> Reply {
+        let record = self.jobs.get_mut(&job).ok_or_else(|| no_job(job.as_str()))?;
+        if record.state.is_terminal() {
+            let message = format!("job {job} is {} and cannot be rescaled", record.state);
+            return Err(Error::new(Code::FailedPrecondition, message));
+        }
+        record.parallelism_wanted = parallelism;
         Ok(Applied { job: Some(job), ..Applied::default() })
     }
 

@@ -26,8 +26,10 @@ pub struct JobRecord {
     pub owner: String,
     /// Where its quotas apply.
     pub namespace: String,
-    /// What it does; recovery runs this and never plans again.
+    /// What it does, at the parallelism of the newest attempt; recovery runs this and never plans again.
     pub graph: JobGraph,
+    /// The parallelism that it is to have, given slots.
+    pub parallelism_wanted: Parallelism,
     /// The plan as `EXPLAIN` shows it.
     pub plan: String,
     /// Its sources.
@@ -63,6 +65,16 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
+    /// The job and its sources as an attempt at this parallelism runs them.
+    pub fn set_parallelism(&mut self, parallelism: Parallelism) {
+        self.graph.options.parallelism = parallelism;
+        let chains = self.graph.chains();
+        for source in &mut self.sources {
+            let chain = chains.iter().find(|chain| chain.id == source.chain);
+            source.parallelism = chain.map_or(source.parallelism, |chain| chain.parallelism);
+        }
+    }
+
     /// How many checkpoints it keeps; at least one.
     pub fn checkpoints_retained(&self) -> usize {
         self.graph.options.checkpoints_retained.max(1) as usize

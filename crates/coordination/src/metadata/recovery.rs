@@ -343,6 +343,7 @@ mod tests {
             splits: Vec::new(),
             from: Some(point.name()),
             passed_over: point.passed_over.clone(),
+            parallelism: None,
         };
         state.apply(Millis(4), Command::StartAttempt(start)).unwrap();
         let fallback =

@@ -10,6 +10,7 @@ use weir_types::job::{Followed, JobChange, JobFailure, JobState};
 use weir_types::time::Millis;
 
 use super::restart::{Broke, Restarts, Verdict};
+use super::scaling::Scaling;
 use super::{Action, Config, JobPlan, is_fatal, is_unreadable_state};
 use crate::checkpoint::SubtaskKey;
 
@@ -48,6 +49,8 @@ pub(super) struct Execution {
     attempt: Attempt,
     /// When it may restart, and how often.
     restarts: Restarts,
+    /// With how many subtasks it runs.
+    scaling: Scaling,
     /// Since when all subtasks of the attempt run.
     running_since: Option<Millis>,
     /// The end of the restart's delay, or of the wait for TaskManagers after a recovery; zero: not waiting for time.
@@ -72,7 +75,9 @@ impl Execution {
         let recovered = plan.recovered.take();
         let (failures, failed_at) =
             recovered.as_ref().map(|was| (was.failures, was.failed_at.clone())).unwrap_or_default();
+        let current = recovered.as_ref().map_or(plan.parallelism, |was| was.parallelism);
         let mut execution = Self {
+            scaling: Scaling::new(plan.chains.clone(), plan.parallelism, plan.parallelism_min, current),
             restarts: Restarts::new(&plan.job, plan.restart.clone(), failures, failed_at),
             plan,
             order,
@@ -122,8 +127,21 @@ impl Execution {
         self.attempt
     }
 
-    pub(super) fn chains(&self) -> &[(ChainId, Parallelism)] {
-        &self.plan.chains
+    pub(super) fn parallelism(&self) -> Parallelism {
+        self.scaling.current()
+    }
+
+    pub(super) fn chains_at(&self, parallelism: Parallelism) -> Vec<(ChainId, Parallelism)> {
+        self.scaling.chains_at(parallelism)
+    }
+
+    /// With how many subtasks it is deployed now; none: it waits for slots.
+    pub(super) fn fit(&mut self, now: Millis, config: Config, free: usize) -> Option<Parallelism> {
+        self.scaling.fit(now, free, config.resource_wait_ms)
+    }
+
+    pub(super) fn waits_to_be_deployed(&self) -> bool {
+        matches!(self.state, JobState::Created | JobState::Restarting)
     }
 
     pub(super) fn task_managers(&self) -> BTreeSet<TaskManagerId> {
@@ -163,10 +181,10 @@ impl Execution {
     }
 
     pub(super) fn waiting_for(&self, now: Millis, free: usize, total: usize) -> Vec<String> {
-        if !matches!(self.state, JobState::Created | JobState::Restarting) {
+        if !self.waits_to_be_deployed() {
             return Vec::new();
         }
-        let needed = self.plan.chains.iter().map(|(_, parallelism)| parallelism.get()).max().unwrap_or(0) as usize;
+        let needed = self.scaling.slots_wanted();
         let mut waits = Vec::new();
         if !self.ending.is_empty() {
             waits.push(format!("{} subtasks of attempt {} to end", self.ending.len(), self.attempt));
@@ -178,19 +196,26 @@ impl Execution {
         }
         if needed > free {
             waits.push(format!("{needed} slots: {free} of {total} are free"));
+            if let Some(ms) = self.scaling.waits_ms(now) {
+                waits.push(format!("{ms} ms more before it begins with fewer subtasks"));
+            }
         }
         waits
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Millis> {
-        let waits = matches!(self.state, JobState::Created | JobState::Restarting) && self.not_before > Millis(0);
+    pub(super) fn next_deadline(&self, config: Config) -> Option<Millis> {
+        let waits = self.waits_to_be_deployed() && self.not_before > Millis(0);
         let deploy = if waits { Some(self.not_before) } else { None };
-        [deploy, self.given_up_at].into_iter().flatten().min()
+        // A shortage of slots counts once nothing else is missing.
+        let scaling = self.scaling.next_deadline(config.resource_stabilization_ms);
+        let scaling = scaling.filter(|_| !waits && self.ending.is_empty());
+        [deploy, self.given_up_at, scaling].into_iter().flatten().min()
     }
 
-    pub(super) fn deploy(&mut self, placements: Vec<Placement>, out: &mut Vec<Action>) {
+    pub(super) fn deploy(&mut self, parallelism: Parallelism, placements: Vec<Placement>, out: &mut Vec<Action>) {
         let Some(state) = self.state.next(JobChange::Deploy) else { return };
         self.running_since = None;
+        self.scaling.started(parallelism);
         self.state = state;
         self.attempt = self.attempt.next();
         self.subtasks = placements.iter().map(|p| ((p.chain, p.index), Progress::Starting)).collect();
@@ -228,7 +253,9 @@ impl Execution {
             }
             SubtaskState::Cancelled => {
                 *progress = Progress::Finished;
-                let error = Error::internal(format!("subtask {subtask} was cancelled without a command"));
+                // A TaskManager does that when it is asked to end.
+                let error = Error::unavailable(format!("subtask {subtask} was cancelled without a command"))
+                    .with_detail("its TaskManager is shutting down");
                 return self.broken(now, config, self.broke(&subtask, error), out);
             }
         };
@@ -328,6 +355,50 @@ impl Execution {
     fn failure(&self, at: Millis, cause: Cause, followed: Followed) -> JobFailure {
         let Cause { subtask, task_manager, error } = cause;
         JobFailure { at, attempt: self.attempt, subtask, task_manager, error, followed }
+    }
+
+    /// The next attempt begins at once with another parallelism, which is no failure. A job that does not run takes it with
+    /// the attempt that comes anyway.
+    pub(super) fn rescale(&mut self, now: Millis, config: Config, to: Option<Parallelism>, out: &mut Vec<Action>) {
+        if let Some(to) = to {
+            self.scaling.want(to);
+        }
+        self.scaling.did_not_grow();
+        let runs = matches!(self.state, JobState::Starting | JobState::Running) && self.ending.is_empty();
+        if !runs || self.placements.is_empty() || self.stopped || self.scaling.is_as_wanted() {
+            return;
+        }
+        let error = Error::new(weir_types::Code::Cancelled, format!("job {} is rescaled", self.plan.job));
+        out.push(Action::AttemptEnded(self.id(), self.attempt, error));
+        self.cancel_attempt(now, config, out);
+        self.scaling.restarts();
+        self.change(JobChange::Restart, None, out);
+        self.ended(out);
+    }
+
+    /// Asks for more subtasks if there has been room for them among `free` slots; how many of these it is about to use.
+    pub(super) fn grow(&mut self, now: Millis, config: Config, free: usize, out: &mut Vec<Action>) -> usize {
+        if self.state != JobState::Running || self.scaling.is_as_wanted() || free == 0 {
+            self.scaling.has_no_room();
+            return 0;
+        }
+        let own = self.slots().collect::<BTreeSet<_>>().len();
+        if self.scaling.grows(now, own + free, config.resource_stabilization_ms) {
+            out.push(Action::Grow(self.id(), self.attempt));
+        }
+        self.scaling.slots_wanted().saturating_sub(own)
+    }
+
+    /// What the next attempt is to start from is there: it begins, unless the slots are gone again.
+    pub(super) fn grow_into(&mut self, now: Millis, config: Config, slots: usize, out: &mut Vec<Action>) {
+        if self.scaling.has_room_in(slots) {
+            self.rescale(now, config, None, out);
+        }
+        self.scaling.did_not_grow();
+    }
+
+    pub(super) fn did_not_grow(&mut self) {
+        self.scaling.did_not_grow();
     }
 
     pub(super) fn cancel(&mut self, now: Millis, config: Config, out: &mut Vec<Action>) {

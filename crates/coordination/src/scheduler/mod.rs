@@ -6,6 +6,7 @@
 
 mod execution;
 mod restart;
+mod scaling;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,10 @@ pub struct Config {
     pub cancel_timeout_ms: u64,
     /// How long a recovered job waits for the TaskManagers that it ran on.
     pub recovery_wait_ms: u64,
+    /// How long a job waits for slots before it begins with fewer subtasks, if it may.
+    pub resource_wait_ms: u64,
+    /// How long slots must have been there before a job with too few subtasks is restarted to use them.
+    pub resource_stabilization_ms: u64,
 }
 
 /// What the scheduler must know of a job.
@@ -38,8 +43,12 @@ pub struct Config {
 pub struct JobPlan {
     /// The job.
     pub job: JobId,
-    /// Its chains and how many subtasks each has.
-    pub chains: Vec<(ChainId, Parallelism)>,
+    /// Its chains, and the most subtasks that each may have; none: as many as the job's parallelism.
+    pub chains: Vec<(ChainId, Option<Parallelism>)>,
+    /// The parallelism that it is to have.
+    pub parallelism: Parallelism,
+    /// With how few subtasks it may run while slots are missing; none: it waits for slots.
+    pub parallelism_min: Option<Parallelism>,
     /// Those that are headed by a source.
     pub sources: BTreeSet<ChainId>,
     /// Whether and when it is restarted.
@@ -55,6 +64,8 @@ pub struct Recovered {
     pub state: JobState,
     /// Its newest attempt.
     pub attempt: Attempt,
+    /// That one's parallelism.
+    pub parallelism: Parallelism,
     /// Where that ran.
     pub task_managers: BTreeSet<TaskManagerId>,
     /// Whether a stop's savepoint is complete.
@@ -66,12 +77,14 @@ pub struct Recovered {
 }
 
 impl JobPlan {
-    /// The plan of a job graph.
-    pub fn new(job: JobId, graph: &JobGraph, recovered: Option<Recovered>) -> Self {
+    /// The plan of a job graph, at a parallelism that need not be the one that it has now.
+    pub fn new(job: JobId, graph: &JobGraph, parallelism: Parallelism, recovered: Option<Recovered>) -> Self {
         let chains = graph.chains();
         Self {
             job,
-            chains: chains.iter().map(|chain| (chain.id, chain.parallelism)).collect(),
+            chains: chains.iter().map(|chain| (chain.id, graph.parallelism_max(&chain.operators))).collect(),
+            parallelism,
+            parallelism_min: graph.options.parallelism_min,
             sources: chains
                 .iter()
                 .filter(|chain| chain.operators.first().is_some_and(|head| graph.inputs(*head).next().is_none()))
@@ -100,6 +113,13 @@ pub enum Event {
     Broken(JobId, Attempt, Error),
     /// The attempt has come to an end that somebody wanted, and the job goes on with another one: no failure of it.
     Resumed(JobId, Attempt, Error),
+    /// The job is to have another parallelism, and has a snapshot from which its next attempt, with that, begins now.
+    Rescale(JobId, Parallelism),
+    /// The snapshot that [`Action::Grow`] asks for is there: the next attempt begins now, with as many subtasks as there are
+    /// slots for.
+    Grow(JobId, Attempt),
+    /// There is no such snapshot: growing is tried again after a while.
+    NotGrown(JobId, Attempt),
     /// The user wants the job gone.
     Cancel(JobId),
     /// A stop with savepoint begins.
@@ -123,6 +143,9 @@ pub enum Action {
     FinishAttempt(JobId, Attempt),
     /// Commit a change of the job's state.
     ChangeJob(JobId, JobChange, Option<Box<JobFailure>>),
+    /// There have been slots for more of the subtasks that the job lacks: take a checkpoint, so that little is processed
+    /// again, and answer with [`Event::Grow`] or [`Event::NotGrown`].
+    Grow(JobId, Attempt),
     /// All subtasks of the attempt run.
     AttemptRunning(JobId, Attempt),
     /// The attempt is over.
@@ -183,6 +206,20 @@ impl Scheduler {
                     execution.resume(now, self.config, error, &mut out);
                 }
             }
+            Event::Rescale(job, parallelism) => {
+                self.with(&job, |execution, config| execution.rescale(now, config, Some(parallelism), &mut out));
+            }
+            Event::Grow(job, attempt) => {
+                let slots = self.slots_within_reach(&job);
+                if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
+                    execution.grow_into(now, self.config, slots, &mut out);
+                }
+            }
+            Event::NotGrown(job, attempt) => {
+                if let Some(execution) = self.jobs.get_mut(&job).filter(|execution| execution.attempt() == attempt) {
+                    execution.did_not_grow();
+                }
+            }
             Event::Cancel(job) => self.with(&job, |execution, config| execution.cancel(now, config, &mut out)),
             Event::Stop(job) => self.with(&job, |execution, _| execution.change(JobChange::Stop, None, &mut out)),
             Event::StopAbandoned(job) => self.with(&job, |execution, _| execution.stop_abandoned(now, &mut out)),
@@ -197,12 +234,13 @@ impl Scheduler {
         }
         self.jobs.retain(|_, execution| !execution.is_over());
         self.deploy(now, &mut out);
+        self.grow(now, &mut out);
         out
     }
 
     /// When [`Event::Tick`] may next change anything.
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.jobs.values().filter_map(Execution::next_deadline).min()
+        self.jobs.values().filter_map(|execution| execution.next_deadline(self.config)).min()
     }
 
     /// The state of a job that has not ended.
@@ -213,6 +251,17 @@ impl Scheduler {
     /// The newest attempt of a job that has not ended.
     pub fn attempt(&self, job: &JobId) -> Option<Attempt> {
         self.jobs.get(job).map(Execution::attempt)
+    }
+
+    /// The parallelism of a job's newest attempt.
+    pub fn parallelism(&self, job: &JobId) -> Option<Parallelism> {
+        self.jobs.get(job).map(Execution::parallelism)
+    }
+
+    /// How many slots a job has or could have: its own and the free ones.
+    pub fn slots_within_reach(&self, job: &JobId) -> usize {
+        let own = self.jobs.get(job).map_or(0, |execution| execution.slots().collect::<BTreeSet<_>>().len());
+        own + self.slots.count_free(&self.occupied())
     }
 
     /// The TaskManagers that a job's attempt runs on.
@@ -228,7 +277,7 @@ impl Scheduler {
     /// Why a job does not run, in words; empty if it does.
     pub fn waiting_for(&self, now: Millis, job: &JobId) -> Vec<String> {
         let Some(execution) = self.jobs.get(job) else { return Vec::new() };
-        let free = self.slots.free(&self.occupied()).values().map(Vec::len).sum();
+        let free = self.slots.count_free(&self.occupied());
         execution.waiting_for(now, free, self.slots.total())
     }
 
@@ -273,10 +322,25 @@ impl Scheduler {
         waiting.sort_unstable();
         for (_, job) in waiting {
             let occupied = self.occupied();
+            let free = self.slots.count_free(&occupied);
             let Some(execution) = self.jobs.get_mut(&job) else { continue };
-            if let Some(placements) = self.slots.place(&occupied, execution.chains()) {
-                execution.deploy(placements, out);
+            let Some(parallelism) = execution.fit(now, self.config, free) else { continue };
+            if let Some(placements) = self.slots.place(&occupied, &execution.chains_at(parallelism)) {
+                execution.deploy(parallelism, placements, out);
             }
+        }
+    }
+
+    /// Lets jobs that have fewer subtasks than they should use slots that nobody waits for.
+    fn grow(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let wanting = self.jobs.values().any(Execution::waits_to_be_deployed);
+        let mut free = self.slots.count_free(&self.occupied());
+        let mut jobs: Vec<_> = self.jobs.values_mut().collect();
+        jobs.sort_unstable_by_key(|job| job.order());
+        for execution in jobs {
+            // What one job grows into is not there for the next one.
+            let usable = if wanting { 0 } else { free };
+            free = free.saturating_sub(execution.grow(now, self.config, usable, out));
         }
     }
 }

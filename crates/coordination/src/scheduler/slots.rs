@@ -41,6 +41,11 @@ impl Slots {
         self.0.values().map(|of| (of.id.clone(), free_of(of))).collect()
     }
 
+    /// How many slots are not `occupied`.
+    pub(super) fn count_free(&self, occupied: &BTreeSet<(TaskManagerId, u32)>) -> usize {
+        self.free(occupied).values().map(Vec::len).sum()
+    }
+
     /// Places every subtask of an attempt; none if there are not slots enough.
     pub fn place(
         &self,

@@ -83,6 +83,7 @@ fn graph() -> JobGraph {
         name: "job".to_owned(),
         options: JobOptions {
             checkpoint_interval_ms: None,
+            parallelism_min: Some(Parallelism::ONE),
             checkpoint_failures_tolerated: Some(0),
             checkpoints_incremental: false,
             restart: RestartStrategy::FailureRate { failures_max: 3, interval_ms: 2, delay_ms: 1 },
