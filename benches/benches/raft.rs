@@ -1,5 +1,7 @@
-//! What the replicated log costs on this machine: durable proposals per second on a group of one, one after the other and
-//! many at once. The difference is what group commit gains: proposals that wait for the disk share its next sync.
+//! What the replicated log costs on this machine: durable proposals per second on a group of one and of three, one after the
+//! other and many at once. The difference is what group commit gains: proposals that wait for the disk share its next sync.
+//! Members of three reach each other through memory, and sync to one disk, so that this is the log without the network;
+//! `recovery --scenario commands-group` measures whole JobManagers over gRPC.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails may panic")]
 
@@ -8,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use weir_replication::{Alone, Command, Config, Node, NodeId, StateMachine};
+use weir_replication::{Command, Config, Node, NodeId, StateMachine, Transport};
+use weir_testkit::network::Network;
 
 const PROPOSAL_BYTES: usize = 256;
 
@@ -56,24 +60,57 @@ async fn propose(node: &Node<Counter>, clients: u64, count: u64) -> Duration {
     started.elapsed()
 }
 
-fn raft(criterion: &mut Criterion) {
-    let dir = tempfile::tempdir_in(".").unwrap();
-    let runtime = Runtime::new().unwrap();
-    let id = NodeId::new(1).unwrap();
-    let node = runtime.block_on(async {
-        let node = Node::start(Config::new(id, vec![id]), dir.path(), Counter::default(), Alone).unwrap();
-        node.serving().await.unwrap();
-        node
-    });
-    let mut group = criterion.benchmark_group("raft_propose");
-    group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
-    for clients in [1, 16, 256] {
-        group.bench_function(format!("{clients}_clients"), |bencher| {
-            bencher.iter_custom(|count| runtime.block_on(propose(&node, clients, count)));
-        });
+/// One member's way to the others.
+struct Link {
+    network: Network<Bytes>,
+    from: u64,
+}
+
+impl Transport for Link {
+    fn send(&self, to: NodeId, message: Bytes) {
+        self.network.send(self.from, to.get(), message);
     }
-    group.finish();
-    runtime.block_on(node.stop());
+}
+
+/// A group of so many members, its leader first, and their directories.
+async fn found(members: u64) -> (Vec<Node<Counter>>, Vec<TempDir>) {
+    let network = Network::new();
+    let founders: Vec<NodeId> = (1..=members).map(|id| NodeId::new(id).unwrap()).collect();
+    let (mut nodes, mut directories) = (Vec::new(), Vec::new());
+    for founder in &founders {
+        let directory = tempfile::tempdir_in(".").unwrap();
+        let (config, from) = (Config::new(*founder, founders.clone()), founder.get());
+        let link = Link { network: network.clone(), from };
+        let node = Node::start(config, directory.path(), Counter::default(), link).unwrap();
+        let receiver = node.clone();
+        network.join(from, move |message| receiver.step(message));
+        nodes.push(node);
+        directories.push(directory);
+    }
+    let waits = nodes.iter().map(|node| Box::pin(node.serving()));
+    let (served, leader, _) = futures::future::select_all(waits).await;
+    served.unwrap();
+    nodes.swap(0, leader);
+    (nodes, directories)
+}
+
+fn raft(criterion: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    for members in [1, 3] {
+        let (nodes, _directories) = runtime.block_on(found(members));
+        let mut group = criterion.benchmark_group(format!("raft_propose/{members}_members"));
+        group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
+        for clients in [1, 16, 256] {
+            group.bench_function(format!("{clients}_clients"), |bencher| {
+                bencher.iter_custom(|count| runtime.block_on(propose(&nodes[0], clients, count)));
+            });
+        }
+        group.finish();
+        // The followers first: nobody has to be made to lead.
+        for node in nodes.iter().rev() {
+            runtime.block_on(node.stop());
+        }
+    }
 }
 
 criterion_group!(benches, raft);

@@ -1,5 +1,6 @@
 //! Processes killed under a running job, and how long it takes until nobody notices any more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -74,8 +75,13 @@ pub(crate) async fn task_manager(scenario: &str, standby: bool, runs: u32, load:
             cluster.restart(&victim);
         }
         let earlier = attempt(&before.detail);
-        let is_back = |detail: &pb::JobDetail| is_running(detail) && attempt(detail) > earlier;
-        let (running, _) = job.until("running in a newer attempt", is_back).await?;
+        // Whether all of the job is started anew, or only what was lost.
+        let broke = AtomicBool::new(false);
+        let is_back = |detail: &pb::JobDetail| {
+            let broken = broke.fetch_or(!is_running(detail) || attempt(detail) > earlier, Ordering::Relaxed);
+            is_running(detail) && (broken || attempt(detail) > earlier)
+        };
+        let (running, _) = job.until("running again", is_back).await?;
         run.add("to RUNNING", "ms", before.since_ms(running));
         before.output(&mut job, &mut run).await?;
         before.reprocessed(&mut job, &mut run).await?;

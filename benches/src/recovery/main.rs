@@ -84,7 +84,7 @@ async fn measure(args: Args) -> Result<()> {
     for scenario in scenarios {
         let name = scenario.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         // The clusters' fixture panics where a test would fail; its own clean-up has run by then.
-        let outcome = AssertUnwindSafe(run(*scenario, &name, &args)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(Box::pin(run(*scenario, &name, &args))).catch_unwind().await;
         match outcome.unwrap_or_else(|_| bail!("see above")) {
             Ok(runs) => {
                 print!("{}", report::rows(&runs));

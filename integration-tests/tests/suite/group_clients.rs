@@ -163,11 +163,11 @@ impl Client {
                 async move { leader.describe_job(request).await }
             });
             let summary = described.await.expect("a job that was accepted").summary.unwrap_or_default();
-            match summary.state() {
-                pb::JobState::Finished => return,
-                pb::JobState::Failed => panic!("{summary:?}"),
-                state => assert!(Instant::now() < deadline, "{job} is {state:?}"),
+            let state = summary.state();
+            if state == pb::JobState::Finished {
+                return;
             }
+            assert!(state != pb::JobState::Failed && Instant::now() < deadline, "{summary:?}");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
