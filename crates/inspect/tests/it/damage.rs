@@ -55,13 +55,14 @@ fn forge(directory: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn no_single_forged_bit_causes_a_panic() {
+fn a_forged_bit_in_any_byte_lets_no_panic_out() {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), "sp-a", &state(2, 20), 1, 10);
     let bytes = fs::read(directory.path().join(STATE_FILE)).unwrap();
     for place in 0..bytes.len() {
         let mut forged = bytes.clone();
-        forged[place] ^= 1;
+        // One bit of each byte, a different one from byte to byte: all bits of all would take minutes.
+        forged[place] ^= 1 << (place % 8);
         forge(directory.path(), &forged);
         let read = open(directory.path())
             .and_then(|snapshot| summarise(&snapshot, Depth { ranges: None, heaviest: 3 }).map(drop));
