@@ -16,6 +16,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use weir_dataflow::element::Batch;
 use weir_dataflow::operator::{Collector, Operator};
 use weir_dataflow::window::WindowAggregate;
+use weir_state::memory::uncounted;
 use weir_state::store::{LocalDirectory, SHARED_DIRECTORY, SnapshotStore};
 use weir_state::{Increment, Runs, Since, write_increment};
 use weir_types::graph::{AggregateFunction, AggregateSpec, Output, WindowAggregateSpec, WindowColumn, WindowSpec};
@@ -108,7 +109,7 @@ impl Subtask {
         let id = SnapshotId::new(format!("chk-{}", self.number)).unwrap();
         let store = LocalDirectory::new(self.directory.join(id.as_str()));
         let started = Instant::now();
-        let frozen = self.operator.freeze(since).unwrap();
+        let frozen = self.operator.freeze(since, &uncounted()).unwrap();
         let sync = started.elapsed();
         let started = Instant::now();
         let prefix = shared_path(&id, "state");

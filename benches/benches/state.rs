@@ -12,6 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use weir_state::frozen::{FrozenTable, key_column, word_column};
 use weir_state::key_hash::{hash_keys, hash_values};
 use weir_state::keys::KeyTable;
+use weir_state::memory::uncounted;
 use weir_state::pages::Pages;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::LocalDirectory;
@@ -44,7 +45,8 @@ fn fill() -> State {
 }
 
 fn freeze(state: &mut State) -> FrozenTable {
-    let (keys, counts) = (Arc::new(vec![state.keys.freeze(Since::Start)]), state.counts.freeze());
+    let (keys, counts) =
+        (Arc::new(vec![state.keys.freeze(Since::Start, &uncounted())]), state.counts.freeze(&uncounted()));
     FrozenTable::of_keys("counts", &keys)
         .with_column(
             Field::new("key", DataType::Int64, true),

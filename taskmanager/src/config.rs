@@ -30,7 +30,8 @@ pub struct Config {
     pub cluster_id: Option<String>,
     /// How many subtasks of one operator chain may run here side by side; each slot has a compute thread.
     pub slots: u32,
-    /// What state and channels may hold; a subtask that needs more fails with an error that names the operator.
+    /// What state and channels may hold; a subtask that needs more fails with an error that names the operator. Snapshots may
+    /// use what of it is left while they are written; one that needs more is declined, and the job goes on.
     pub memory_budget: ByteSize,
     /// How long running subtasks may take to stop when the process is asked to end.
     pub stop_timeout: TimeSpan,

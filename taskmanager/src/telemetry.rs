@@ -1,6 +1,7 @@
 //! What a TaskManager shows of itself: metrics of the whole process, and its subtasks one by one at `/subtasks`.
 //!
-//! Metrics carry no job or subtask labels, so that their number stays bounded however many jobs come and go.
+//! Counters at `/subtasks` are those of the moment at which they are asked for; metrics are brought up to date with the
+//! heartbeats. Metrics carry no job or subtask labels, so that their number stays bounded however many jobs come and go.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::watch;
 use weir_dataflow::memory::MemoryBudget;
+use weir_dataflow::metrics::SubtaskMetrics;
 use weir_types::control::SubtaskProgress;
 use weir_types::deployment::SubtaskState;
 use weir_types::ids::SubtaskId;
@@ -32,9 +34,18 @@ struct View {
     backpressured_us: u64,
 }
 
+/// A subtask whose counters can be read.
+#[derive(Clone, Debug)]
+struct Watched {
+    id: SubtaskId,
+    name: String,
+    state: &'static str,
+    metrics: Arc<SubtaskMetrics>,
+}
+
 /// Publishes counters.
 pub(crate) struct Telemetry {
-    views: watch::Sender<Vec<View>>,
+    subtasks: watch::Sender<Vec<Watched>>,
     memory: Arc<MemoryBudget>,
     slots: u32,
     /// What of each subtask has been added to the process's counters.
@@ -43,13 +54,14 @@ pub(crate) struct Telemetry {
 
 impl Telemetry {
     pub(crate) fn new(memory: Arc<MemoryBudget>, slots: u32) -> Self {
-        Self { views: watch::Sender::new(Vec::new()), memory, slots, counted: HashMap::new() }
+        Self { subtasks: watch::Sender::new(Vec::new()), memory, slots, counted: HashMap::new() }
     }
 
     /// The HTTP routes beside those that every process has.
     pub(crate) fn routes(&self) -> Router {
-        let views = self.views.subscribe();
-        Router::new().route("/subtasks", get(|| async move { Json(views.borrow().clone()) }))
+        let subtasks = self.subtasks.subscribe();
+        let view = || async move { Json(subtasks.borrow().iter().map(Watched::view).collect::<Vec<_>>()) };
+        Router::new().route("/subtasks", get(view))
     }
 
     /// Brings everything up to date.
@@ -82,30 +94,38 @@ impl Telemetry {
         metrics::gauge!("weir_taskmanager_subtasks").set(f64::from(running));
         metrics::gauge!("weir_taskmanager_state_bytes").set(state_bytes as f64);
         metrics::gauge!("weir_taskmanager_memory_used_bytes").set(self.memory.used() as f64);
-        self.views.send_replace(tasks.subtasks().map(|(id, task)| view(id, task)).collect());
+        metrics::gauge!("weir_taskmanager_memory_snapshots_bytes").set(self.memory.used_by_snapshots() as f64);
+        self.subtasks.send_replace(tasks.subtasks().map(|(id, task)| Watched::new(id, task)).collect());
     }
 }
 
-fn view(id: &SubtaskId, task: &Task) -> View {
-    let SubtaskProgress { subtask, rows_in, rows_out, late_rows, watermark_ms, state_bytes } =
-        task.metrics.progress(id.clone());
-    View {
-        subtask: subtask.to_string(),
-        name: task.name.clone(),
-        state: match task.state {
+impl Watched {
+    fn new(id: &SubtaskId, task: &Task) -> Self {
+        let state = match task.state {
             SubtaskState::Starting => "STARTING",
             SubtaskState::Running => "RUNNING",
             SubtaskState::Drained => "DRAINED",
             SubtaskState::Finished => "FINISHED",
             SubtaskState::Failed(_) => "FAILED",
             SubtaskState::Cancelled => "CANCELLED",
-        },
-        rows_in,
-        rows_out,
-        late_rows,
-        watermark_ms,
-        state_bytes,
-        busy_us: task.metrics.busy_us.load(Ordering::Relaxed),
-        backpressured_us: task.metrics.backpressured_us.load(Ordering::Relaxed),
+        };
+        Self { id: id.clone(), name: task.name.clone(), state, metrics: Arc::clone(&task.metrics) }
+    }
+
+    fn view(&self) -> View {
+        let SubtaskProgress { subtask, rows_in, rows_out, late_rows, watermark_ms, state_bytes } =
+            self.metrics.progress(self.id.clone());
+        View {
+            subtask: subtask.to_string(),
+            name: self.name.clone(),
+            state: self.state,
+            rows_in,
+            rows_out,
+            late_rows,
+            watermark_ms,
+            state_bytes,
+            busy_us: self.metrics.busy_us.load(Ordering::Relaxed),
+            backpressured_us: self.metrics.backpressured_us.load(Ordering::Relaxed),
+        }
     }
 }

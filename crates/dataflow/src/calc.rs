@@ -16,6 +16,7 @@ use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::collect_columns;
+use weir_state::memory::Memory;
 use weir_state::{RestoredOperator, Since};
 use weir_types::graph::{CalcSpec, Output, ScalarExpr};
 use weir_types::{Code, Error, Result};
@@ -242,7 +243,7 @@ impl Operator for Calc {
         Ok(Progress::Done)
     }
 
-    fn freeze(&mut self, _since: Since) -> Result<Frozen> {
+    fn freeze(&mut self, _since: Since, _memory: &Memory) -> Result<Frozen> {
         Ok(Frozen::default())
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use weir_state::Since;
+use weir_state::memory::Memory;
 use weir_types::graph::Output;
 use weir_types::ids::OperatorUid;
 use weir_types::snapshot::{Barrier, SplitPosition};
@@ -16,7 +17,7 @@ use weir_types::{Error, Result};
 
 use crate::element::{Batch, Watermark};
 use crate::exchange::Outputs;
-use crate::memory::{MemoryAccount, MemoryBudget};
+use crate::memory::{MemoryAccount, MemoryBudget, SnapshotAccount};
 use crate::operator::{Collector, Frozen, Operator, Progress};
 use crate::sink::{Prepared, Sink};
 
@@ -46,6 +47,8 @@ pub struct Node {
     links: Vec<(Output, Link)>,
     watermark: Watermark,
     account: MemoryAccount,
+    /// Of its snapshots.
+    snapshots: Arc<SnapshotAccount>,
 }
 
 /// What one operator hands over in the synchronous part of a snapshot.
@@ -60,13 +63,16 @@ pub struct FrozenOperator {
     pub prepared: Option<Prepared>,
     /// A source's positions.
     pub splits: Vec<SplitPosition>,
+    /// Counts what the snapshot holds of it in memory; none for what nobody counts.
+    pub memory: Option<Arc<SnapshotAccount>>,
 }
 
 impl Node {
     /// A node named for people; `uid` is given if it has a part in snapshots.
     pub fn new(name: &str, uid: Option<OperatorUid>, stage: Stage, memory: &Arc<MemoryBudget>) -> Self {
         let account = MemoryAccount::new(Arc::clone(memory), name);
-        Self { name: name.to_owned(), uid, stage, links: Vec::new(), watermark: Watermark::MIN, account }
+        let snapshots = SnapshotAccount::new(Arc::clone(memory), name);
+        Self { name: name.to_owned(), uid, stage, links: Vec::new(), watermark: Watermark::MIN, account, snapshots }
     }
 
     /// Takes back the event time that the operator had reached: what it released must not be opened again by a snapshot
@@ -131,8 +137,8 @@ impl Node {
 
     /// Visits the node and everything behind it.
     fn visit<'a>(&'a mut self, visit: &mut dyn FnMut(Visited<'a>) -> Result<()>) -> Result<()> {
-        let Self { name, uid, stage, links, watermark, .. } = self;
-        let visited = Visited { name, uid: uid.as_ref(), watermark: *watermark, stage };
+        let Self { name, uid, stage, links, watermark, snapshots, .. } = self;
+        let visited = Visited { name, uid: uid.as_ref(), watermark: *watermark, stage, snapshots };
         visit(visited).map_err(|error| named(name, error))?;
         for (_, link) in links {
             if let Link::Node(node) = link {
@@ -149,6 +155,7 @@ struct Visited<'a> {
     uid: Option<&'a OperatorUid>,
     watermark: Watermark,
     stage: &'a mut Stage,
+    snapshots: &'a Arc<SnapshotAccount>,
 }
 
 /// The same error, saying which operator it happened in.
@@ -246,16 +253,20 @@ impl OperatorChain {
     /// The first operator's that cannot; the snapshot is to be declined.
     pub fn freeze(&mut self, barrier: &Barrier, since: Since) -> Result<Vec<FrozenOperator>> {
         let mut frozen = Vec::new();
-        self.root.visit(&mut |Visited { uid, watermark, stage, .. }| {
+        self.root.visit(&mut |Visited { uid, watermark, stage, snapshots, .. }| {
+            let memory: Memory = Arc::clone(snapshots) as Memory;
             let (state, prepared) = match stage {
                 Stage::Head => (Frozen::default(), None),
-                Stage::Operator(operator) => (operator.freeze(since)?, None),
+                Stage::Operator(operator) => {
+                    let tables = operator.freeze(since, &memory)?.tables.into_iter();
+                    (Frozen { tables: tables.map(|table| table.with_memory(&memory)).collect() }, None)
+                }
                 Stage::Sink(sink) => (Frozen::default(), Some(sink.prepare(barrier)?)),
             };
             match uid {
                 Some(uid) => {
-                    let uid = uid.clone();
-                    frozen.push(FrozenOperator { uid, watermark, state, prepared, splits: Vec::new() });
+                    let (uid, memory) = (uid.clone(), Some(Arc::clone(snapshots)));
+                    frozen.push(FrozenOperator { uid, watermark, state, prepared, splits: Vec::new(), memory });
                 }
                 None if state.tables.is_empty() && prepared.is_none() => {}
                 None => return Err(Error::internal("it has state, but no uid to keep it under")),

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures::FutureExt;
+use weir_state::memory::Memory;
 use weir_state::{RestoredOperator, Since};
 use weir_types::graph::Exchange;
 
@@ -45,7 +46,7 @@ impl Operator for Stepping {
         Ok(if self.steps == 0 { Progress::Done } else { Progress::More })
     }
 
-    fn freeze(&mut self, _since: Since) -> Result<Frozen> {
+    fn freeze(&mut self, _since: Since, _memory: &Memory) -> Result<Frozen> {
         Ok(Frozen::default())
     }
 

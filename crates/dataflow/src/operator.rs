@@ -3,6 +3,7 @@
 //! Operators are synchronous and never block: a chain passes batches on by function calls, and its task loop waits for
 //! room downstream between calls. An operator with much to emit at once (a window that fires) emits it in steps.
 
+use weir_state::memory::Memory;
 use weir_state::{FrozenTable, RestoredOperator, Since};
 use weir_types::Result;
 use weir_types::graph::Output;
@@ -54,11 +55,12 @@ pub trait Operator {
     /// As [`Operator::process`].
     fn advance(&mut self, watermark: Watermark, out: &mut dyn Collector) -> Result<Progress>;
 
-    /// The synchronous part of a snapshot. Tables tell what has changed `since`, where that is known.
+    /// The synchronous part of a snapshot. Tables tell what has changed `since`, where that is known; pages that only the
+    /// snapshot still holds are counted in `memory`.
     ///
     /// # Errors
     /// `INTERNAL`; the snapshot is declined, the job goes on, and the next freeze is since the start.
-    fn freeze(&mut self, since: Since) -> Result<Frozen>;
+    fn freeze(&mut self, since: Since, memory: &Memory) -> Result<Frozen>;
 
     /// Bytes of state held.
     fn state_bytes(&self) -> u64 {

@@ -15,6 +15,7 @@ use weir_dataflow::element::{Batch, Watermark};
 use weir_dataflow::operator::{Collector, Operator, Progress};
 use weir_dataflow::window::WindowAggregate;
 use weir_state::key_hash::hash_keys;
+use weir_state::memory::uncounted;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::LocalDirectory;
 use weir_state::{Runs, Since, write_increment, write_tables};
@@ -212,7 +213,7 @@ impl Subtasks {
         let base = base.unwrap_or_else(|| vec![Runs::default(); self.list.len()]);
         let written = self.list.iter_mut().zip(&base).enumerate().map(|(index, (operator, base))| {
             let prefix = format!("../shared/{}+{index}", self.checkpoints);
-            let tables = operator.freeze(since).unwrap().tables;
+            let tables = operator.freeze(since, &uncounted()).unwrap().tables;
             write_increment(tables, base, &store, &prefix, &|| true).unwrap().runs
         });
         let written = written.collect();
@@ -278,7 +279,7 @@ impl Subtasks {
         let mut next = Self::new(self.spec.clone(), p, self.batch_rows);
         let mut parts = Vec::new();
         for (index, mut operator) in std::mem::take(&mut self.list).into_iter().enumerate() {
-            let frozen = operator.freeze(Since::Start).unwrap();
+            let frozen = operator.freeze(Since::Start, &uncounted()).unwrap();
             // What the operator does after the barrier must not show in the snapshot.
             let late = Row {
                 id: -1,
@@ -612,7 +613,7 @@ fn state_of_another_query_is_refused() {
     let store = LocalDirectory::new(directory.path());
     let mut subtasks = Subtasks::new(spec(tumble(10), &[NAME]), 1, 10);
     subtasks.process(&[sample(0, 25)], &mut Emitted::default());
-    let files = write_tables(subtasks.list[0].freeze(Since::Start).unwrap().tables, &store, "s").unwrap();
+    let files = write_tables(subtasks.list[0].freeze(Since::Start, &uncounted()).unwrap().tables, &store, "s").unwrap();
     let part = OperatorSnapshot { uid: "w".to_owned(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
     let restore = |spec| {
         let state = RestoredOperator::load(&store, std::slice::from_ref(&part), KeyRange::FULL).unwrap();
@@ -631,7 +632,7 @@ fn state_is_matched_by_what_columns_are_and_not_by_their_names() {
     let store = LocalDirectory::new(directory.path());
     let mut subtasks = Subtasks::new(spec(tumble(10), &[NAME]), 1, 10);
     subtasks.process(&[sample(0, 25)], &mut Emitted::default());
-    let files = write_tables(subtasks.list[0].freeze(Since::Start).unwrap().tables, &store, "s").unwrap();
+    let files = write_tables(subtasks.list[0].freeze(Since::Start, &uncounted()).unwrap().tables, &store, "s").unwrap();
     let part = OperatorSnapshot { uid: "w".to_owned(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
     let restore = |rename: &dyn Fn(&Field) -> Field| {
         let mut state = RestoredOperator::load(&store, std::slice::from_ref(&part), KeyRange::FULL).unwrap();

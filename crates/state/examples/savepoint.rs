@@ -1,7 +1,7 @@
 //! How fast whole snapshots of a state table are written and read back, by the width of its rows, beside what the disk itself
 //! takes one after the other in the same minute. One thread writes, nothing else runs; no barriers, no grants.
 //!
-//! `cargo run --release -p weir-state --example savepoint -- [ROWS [DIRECTORY]]` prints a table; medians of five rounds, each
+//! `cargo run --release -p weir-state --example savepoint -- [ROWS [DIRECTORY [WIDTH]]]` prints a table; medians of five rounds, each
 //! of which writes a snapshot and then as many bytes of noise, both fsynced.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that fails may panic")]
@@ -17,6 +17,7 @@ use arrow::datatypes::{DataType, Field, TimeUnit};
 use weir_state::frozen::{FrozenTable, bytes_cells, key_column, word_cells, word_column};
 use weir_state::key_hash::hash_values;
 use weir_state::keys::KeyTable;
+use weir_state::memory::uncounted;
 use weir_state::pages::Pages;
 use weir_state::store::{LocalDirectory, SnapshotStore};
 use weir_state::values::{Form, Values};
@@ -114,7 +115,7 @@ fn fill(shape: Shape, rows: usize) -> State {
 }
 
 fn freeze(state: &mut State) -> FrozenTable {
-    let keys = Arc::new(vec![state.keys.freeze(Since::Start)]);
+    let keys = Arc::new(vec![state.keys.freeze(Since::Start, &uncounted())]);
     let instant = DataType::Timestamp(TimeUnit::Millisecond, None);
     let mut table = FrozenTable::of_keys("groups", &keys)
         .with_column(
@@ -126,12 +127,12 @@ fn freeze(state: &mut State) -> FrozenTable {
             key_column(&DataType::Int64, keys, 0, |row| row).unwrap(),
         );
     for (number, pages) in state.numbers.iter_mut().enumerate() {
-        let frozen = Arc::new(vec![pages.freeze()]);
+        let frozen = Arc::new(vec![pages.freeze(&uncounted())]);
         let gather = word_cells(DataType::Int64, frozen, |word| Some(*word));
         table = table.with_column(Field::new(format!("number{number}"), DataType::Int64, false), gather);
     }
     if let Some(texts) = &mut state.texts {
-        let gather = bytes_cells(DataType::Utf8, Arc::new(vec![texts.freeze()]), |text| text.as_deref());
+        let gather = bytes_cells(DataType::Utf8, Arc::new(vec![texts.freeze(&uncounted())]), |text| text.as_deref());
         table = table.with_column(Field::new("text", DataType::Utf8, true), gather);
     }
     table
@@ -174,7 +175,8 @@ fn main() {
         "| {rows} rows | s | ns a row | of the core | MB | MB/s | plain MB/s | disk MB/s | of the disk | read back, ms |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for shape in SHAPES {
+    let width = arguments.next().unwrap_or_default();
+    for shape in SHAPES.into_iter().filter(|shape| shape.name.starts_with(&width)) {
         let directory = tempfile::tempdir_in(&root).unwrap();
         let store = LocalDirectory::new(directory.path().join("snapshot"));
         let rows = rows / (1 + shape.text / 50);

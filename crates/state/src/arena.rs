@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use weir_types::{Code, Error, Result};
 
-use crate::pages::{FrozenPages, Page, Pages};
+use crate::memory::Memory;
+use crate::pages::{Cell, FrozenPages, Handles, Page, Pages};
 
 /// A chunk that has reached this many bytes is not appended to.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -21,6 +22,8 @@ struct Place {
     offset: u32,
     len: u32,
 }
+
+impl Cell for Place {}
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -75,7 +78,7 @@ impl Arena {
             used + value.len() <= CHUNK_BYTES && (chunk.is_own() || used <= COPY_BYTES)
         });
         if !fits {
-            self.chunks.push(Page::Own(Vec::new()));
+            self.chunks.push(Page::with_capacity(0));
         }
         let chunk = self.chunks.len() - 1;
         let bytes = self.chunks[chunk].own();
@@ -102,8 +105,9 @@ impl Arena {
         self.places.len()
     }
 
-    pub(crate) fn freeze(&mut self) -> FrozenArena {
-        FrozenArena { chunks: self.chunks.iter_mut().map(Page::share).collect(), places: self.places.freeze() }
+    pub(crate) fn freeze(&mut self, memory: &Memory) -> FrozenArena {
+        let chunks = Arc::new(Handles::new(&mut self.chunks, memory));
+        FrozenArena { chunks, places: self.places.freeze(memory) }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -114,7 +118,7 @@ impl Arena {
 /// An arena as of a snapshot.
 #[derive(Clone, Debug)]
 pub(crate) struct FrozenArena {
-    chunks: Vec<Arc<Vec<u8>>>,
+    chunks: Arc<Handles<u8>>,
     places: FrozenPages<Place>,
 }
 
@@ -124,7 +128,7 @@ impl FrozenArena {
         if place.len == 0 {
             return &[];
         }
-        &self.chunks[place.chunk as usize][place.offset as usize..][..place.len as usize]
+        &self.chunks.page(place.chunk as usize)[place.offset as usize..][..place.len as usize]
     }
 }
 
@@ -140,7 +144,7 @@ mod tests {
             arena.push(&value(i)).unwrap();
         }
         arena.push(&vec![9; 3 * CHUNK_BYTES]).unwrap();
-        let frozen = arena.freeze();
+        let frozen = arena.freeze(&crate::memory::uncounted());
         for slot in 0..900 {
             arena.remove(slot).unwrap();
         }

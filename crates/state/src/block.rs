@@ -62,6 +62,11 @@ impl BlockEncoder {
         Ok((&self.head, &self.body))
     }
 
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.capacity() + self.body.capacity() + self.sample.capacity()
+    }
+
     fn column(&mut self, data: &ArrayData) -> Result<()> {
         let rows = data.len();
         if *data.data_type() == DataType::Null {

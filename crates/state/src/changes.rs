@@ -64,7 +64,17 @@ impl Bits {
 
     /// The first `slots` slots that are not in the set, ascending.
     pub(crate) fn absent(&self, slots: usize) -> impl Iterator<Item = u32> + '_ {
-        (0..slots as u32).filter(|slot| self.word(*slot as usize / 64) & (1 << (slot % 64)) == 0)
+        (0..slots as u32).filter(|&slot| !self.has(slot))
+    }
+
+    pub(crate) fn has(&self, slot: u32) -> bool {
+        self.word(slot as usize / 64) & (1 << (slot % 64)) != 0
+    }
+
+    /// Whether none of these slots is in the set; whole words of them.
+    pub(crate) fn has_none_in(&self, first: usize, slots: usize) -> bool {
+        let words = self.0.iter().skip(first / 64).take(slots.div_ceil(64));
+        words.into_iter().all(|&word| word == 0)
     }
 
     fn word(&self, index: usize) -> u64 {

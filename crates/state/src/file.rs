@@ -19,7 +19,7 @@ use weir_types::{Code, Error, Result};
 
 use crate::admit;
 use crate::frozen::FrozenTable;
-use crate::parts::count;
+use crate::parts::survey;
 use crate::store::{SnapshotStore, StoredFile};
 use crate::writer::write_rows;
 
@@ -83,16 +83,17 @@ fn write_each(
     files: &mut Vec<StateFile>,
 ) -> Result<()> {
     let mut prepared = false;
-    for FrozenTable { name, rows, columns, .. } in tables {
+    for FrozenTable { name, rows, columns, memory, .. } in tables {
         check_wanted(wanted)?;
-        if count(&rows) == 0 {
+        let all = survey(&rows);
+        if all.rows == 0 {
             continue;
         }
         if !std::mem::replace(&mut prepared, true) && !prefix.starts_with(SHARED_PREFIX) {
             store.prepare()?;
         }
         let path = format!("{prefix}-{name}{EXTENSION}");
-        files.push(write_rows(store, path, &name, &columns, &rows, wanted)?);
+        files.push(write_rows(store, path, &name, &columns, (&rows, all), &memory, wanted)?);
     }
     if prepared { store.sync() } else { Ok(()) }
 }

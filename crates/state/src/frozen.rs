@@ -12,11 +12,9 @@ use arrow::datatypes::{DataType, Field};
 use weir_types::{Code, Error, Result};
 
 use crate::keys::{FrozenKeyColumn, FrozenKeys};
-use crate::pages::{FrozenPages, place_of};
+use crate::memory::{Memory, uncounted};
+use crate::pages::{Cell, FrozenPages, PAGE_SLOTS, place_of};
 use crate::values::{Form, Values};
-
-/// Rows that are shown at once.
-const SHOWN_ROWS: usize = 4096;
 
 /// A row of a frozen table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +61,8 @@ pub struct FrozenTable {
     pub(crate) changes: Option<TableChanges>,
     /// Rows of lower segments have gone.
     pub(crate) live_from: Option<i64>,
+    /// Counts what writing it takes.
+    pub(crate) memory: Memory,
 }
 
 /// What has changed in a table.
@@ -87,9 +87,7 @@ impl FrozenTable {
     /// [`FrozenTable::with_gone`] has to follow.
     pub fn of_keys(name: impl Into<String>, segments: &Arc<Vec<FrozenKeys>>) -> Self {
         let all = Arc::clone(segments);
-        let table = Self::of_rows(name, move |show| {
-            list(&all, FrozenKeys::slots, |keys, row| keys.hash(row.slot), show);
-        });
+        let table = Self::of_rows(name, move |show| list_all(&all, show));
         let changed = Arc::clone(segments);
         table.with_changes(segments, move |show| {
             list(&changed, FrozenKeys::changed_slots, |keys, row| keys.hash(row.slot), show);
@@ -99,7 +97,14 @@ impl FrozenTable {
     /// A table of the rows that `rows` shows in the asynchronous part: the same ones in the same order, as often as it is
     /// called.
     pub fn of_rows(name: impl Into<String>, rows: impl Fn(Show<'_>) + Send + 'static) -> Self {
-        Self { name: name.into(), rows: Box::new(rows), columns: Vec::new(), changes: None, live_from: None }
+        Self {
+            name: name.into(),
+            rows: Box::new(rows),
+            columns: Vec::new(),
+            changes: None,
+            live_from: None,
+            memory: uncounted(),
+        }
     }
 
     /// The same table, whose rows are those of `segments`, and of which `changed` shows what has changed, if that is known of
@@ -128,6 +133,16 @@ impl FrozenTable {
         self
     }
 
+    /// The same table; what writing it takes is counted there.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &Memory) -> Self {
+        self.memory = Arc::clone(memory);
+        if let Some(gone) = self.changes.as_mut().and_then(|changes| changes.gone.as_mut()) {
+            gone.memory = Arc::clone(memory);
+        }
+        self
+    }
+
     /// The same table with one more column.
     #[must_use]
     pub fn with_column(mut self, field: Field, gather: Gather) -> Self {
@@ -141,6 +156,24 @@ impl FrozenTable {
     }
 }
 
+/// Shows all rows of several segments whose keys are their own: page by page, so that nothing is asked for each row.
+fn list_all(segments: &[FrozenKeys], show: Show<'_>) {
+    let mut shown = Vec::with_capacity(PAGE_SLOTS);
+    for (segment, keys) in (0_u32..).zip(segments) {
+        for (page, hashes) in keys.hash_pages().enumerate() {
+            let slots = (page * PAGE_SLOTS) as u32..;
+            let rows = slots.zip(hashes).map(|(slot, &hash)| HashedRow { hash, row: RowRef { segment, slot } });
+            shown.clear();
+            if keys.is_full(page) {
+                shown.extend(rows);
+            } else {
+                shown.extend(rows.filter(|row| keys.holds(row.row.slot)));
+            }
+            show(&shown);
+        }
+    }
+}
+
 /// Shows rows of several segments: which slots of each, and the hash of a slot's key.
 pub fn list<'a, I: Iterator<Item = u32>>(
     segments: &'a [FrozenKeys],
@@ -148,12 +181,12 @@ pub fn list<'a, I: Iterator<Item = u32>>(
     hash: impl Fn(&FrozenKeys, RowRef) -> u64,
     show: Show<'_>,
 ) {
-    let mut shown = Vec::with_capacity(SHOWN_ROWS);
+    let mut shown = Vec::with_capacity(PAGE_SLOTS);
     for (segment, keys) in segments.iter().enumerate() {
         for slot in slots(keys) {
             let row = RowRef { segment: segment as u32, slot };
             shown.push(HashedRow { hash: hash(keys, row), row });
-            if shown.len() == SHOWN_ROWS {
+            if shown.len() == PAGE_SLOTS {
                 show(&shown);
                 shown.clear();
             }
@@ -221,14 +254,14 @@ pub fn key_column(
 }
 
 /// Finds cells of several segments; neighbours mostly lie in one page, which is looked up once.
-struct Cells<'a, T> {
+struct Cells<'a, T: Cell> {
     segments: &'a [Option<&'a FrozenPages<T>>],
     /// The segment and the page that were looked up last.
     at: (u32, usize),
     page: &'a [T],
 }
 
-impl<'a, T> Cells<'a, T> {
+impl<'a, T: Cell> Cells<'a, T> {
     /// Of these segments; those that are missing have none.
     fn new(segments: &'a [Option<&'a FrozenPages<T>>]) -> Self {
         Self { segments, at: (u32::MAX, usize::MAX), page: &[] }
@@ -260,7 +293,7 @@ where
 /// A column of words out of the cells of `segments`.
 pub fn word_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    T: Send + Sync + 'static,
+    T: Cell + Send + Sync + 'static,
     F: Fn(&T) -> Option<i64> + Send + 'static,
 {
     Box::new(move |placed| {
@@ -274,7 +307,7 @@ where
 /// A column of `FLOAT` or `DOUBLE` out of the cells of `segments`.
 pub fn float_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    T: Send + Sync + 'static,
+    T: Cell + Send + Sync + 'static,
     F: Fn(&T) -> Option<f64> + Send + 'static,
 {
     Box::new(move |placed| {
@@ -288,7 +321,7 @@ where
 /// A column of decimals, given unscaled, out of the cells of `segments`.
 pub fn wide_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    T: Send + Sync + 'static,
+    T: Cell + Send + Sync + 'static,
     F: Fn(&T) -> Option<i128> + Send + 'static,
 {
     Box::new(move |placed| {
@@ -302,7 +335,7 @@ where
 /// A column of strings or binary values out of the cells of `segments`.
 pub fn bytes_cells<T, F>(data_type: DataType, segments: Arc<Vec<FrozenPages<T>>>, value: F) -> Gather
 where
-    T: Send + Sync + 'static,
+    T: Cell + Send + Sync + 'static,
     F: Fn(&T) -> Option<&[u8]> + Send + 'static,
 {
     Box::new(move |placed| {

@@ -10,6 +10,7 @@ use weir_types::Result;
 
 use crate::changes::Since;
 use crate::keys::{FrozenKeys, KeyTable};
+use crate::memory::Memory;
 use crate::values::Form;
 
 /// As many keys are kept at least, however small the table is.
@@ -50,7 +51,7 @@ impl Graves {
     }
 
     /// The keys, and whether these are all.
-    pub(crate) fn freeze(&mut self, since: Since) -> (Vec<Arc<FrozenKeys>>, bool) {
+    pub(crate) fn freeze(&mut self, since: Since, memory: &Memory) -> (Vec<Arc<FrozenKeys>>, bool) {
         let mut fresh = mem::replace(&mut self.fresh, KeyTable::new(&self.forms, 0));
         let fresh_complete = mem::replace(&mut self.fresh_complete, true);
         if since == Since::SameAsLast {
@@ -62,7 +63,7 @@ impl Graves {
         if !self.frozen_complete {
             self.frozen.clear();
         } else if !fresh.is_empty() {
-            self.frozen.push(Arc::new(fresh.freeze(Since::Start)));
+            self.frozen.push(Arc::new(fresh.freeze(Since::Start, memory)));
         }
         (self.frozen.clone(), self.frozen_complete)
     }
@@ -91,7 +92,7 @@ mod tests {
 
     /// The keys that a freeze says are removed, and those that it says have changed.
     fn frozen(table: &mut KeyTable, since: Since) -> (Vec<i64>, Option<Vec<i64>>) {
-        let keys = table.freeze(since);
+        let keys = table.freeze(since, &crate::memory::uncounted());
         let mut removed: Vec<i64> =
             keys.removed().flat_map(|keys| keys.slots().map(|slot| keys.word(0, slot)).collect::<Vec<_>>()).collect();
         removed.sort_unstable();

@@ -15,6 +15,7 @@ mod graves;
 pub mod key_hash;
 pub mod keys;
 pub mod manifest;
+pub mod memory;
 pub mod merge;
 pub mod pages;
 mod parts;

@@ -119,6 +119,12 @@ impl TableReader {
         Arc::clone(&self.schema)
     }
 
+    /// Bytes of the blocks that are held.
+    pub(crate) fn bytes(&self) -> usize {
+        let loaded = self.cursors.iter().filter_map(|cursor| cursor.loaded.as_ref());
+        loaded.map(|loaded| loaded.batch.get_array_memory_size() + loaded.identities.get().map_or(0, Rows::size)).sum()
+    }
+
     fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
         for loaded in self.cursors.iter_mut().filter_map(|cursor| cursor.loaded.as_mut()) {
             loaded.slot = None;

@@ -27,10 +27,10 @@ type List<'a> = &'a dyn Fn(Show<'_>);
 
 /// Rows whose hashes lie between two, both included.
 #[derive(Clone, Copy, Debug)]
-struct Stretch {
+pub(crate) struct Stretch {
     first: u64,
     last: u64,
-    rows: usize,
+    pub(crate) rows: usize,
 }
 
 impl Stretch {
@@ -49,30 +49,36 @@ pub(crate) struct Part<'a> {
     pub(crate) placed: Placed<'a>,
 }
 
-/// How many rows are listed.
-pub(crate) fn count(list: List<'_>) -> usize {
-    let mut rows = 0;
-    list(&mut |shown| rows += shown.len());
-    rows
-}
+/// Told how many bytes sorting holds from then on; what it answers with an error ends it.
+type Hold<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
 
-/// Hands out all rows in the order of their hashes, a block at most at a time.
-pub(crate) fn sort(list: List<'_>, write: &mut dyn FnMut(Part<'_>) -> Result<()>) -> Result<()> {
+/// The range that the hashes of all rows lie in, and how many there are.
+pub(crate) fn survey(list: List<'_>) -> Stretch {
     let mut all = Stretch { first: u64::MAX, last: 0, rows: 0 };
     list(&mut |shown| {
-        let (mut first, mut last) = (all.first, all.last);
         for row in shown {
-            first = first.min(row.hash);
-            last = last.max(row.hash);
+            all.first = all.first.min(row.hash);
+            all.last = all.last.max(row.hash);
         }
-        all = Stretch { first, last, rows: all.rows + shown.len() };
+        all.rows += shown.len();
     });
+    all
+}
+
+/// Hands out all rows in the order of their hashes, a block at most at a time. `all` is what [`survey`] said.
+pub(crate) fn sort(
+    list: List<'_>,
+    all: Stretch,
+    hold: Hold<'_>,
+    write: &mut dyn FnMut(Part<'_>) -> Result<()>,
+) -> Result<()> {
     let stretch_rows = STRETCH_ROWS_MIN.max(all.rows / STRETCHES_MAX);
-    Sorting { list, write, stretch_rows, rows: Vec::new(), sorter: Sorter::default() }.stretch(all)
+    Sorting { list, hold, write, stretch_rows, rows: Vec::new(), sorter: Sorter::default() }.stretch(all)
 }
 
 struct Sorting<'a> {
     list: List<'a>,
+    hold: Hold<'a>,
     write: &'a mut dyn FnMut(Part<'_>) -> Result<()>,
     /// Rows that are kept at once.
     stretch_rows: usize,
@@ -101,9 +107,16 @@ impl Sorting<'_> {
         Ok(())
     }
 
+    /// Bytes held.
+    fn bytes(&self) -> usize {
+        self.rows.capacity() * size_of::<HashedRow>() + self.sorter.bytes()
+    }
+
     /// Rows of equal hashes need no order.
     fn alike(&mut self, stretch: Stretch) -> Result<()> {
         let block = BLOCK_ROWS.min(stretch.rows);
+        let bytes = self.bytes() + block * (size_of::<HashedRow>() + size_of::<u64>() + size_of::<u32>());
+        (self.hold)(bytes)?;
         let mut rows: Vec<HashedRow> = Vec::with_capacity(block);
         let (hashes, places) = (vec![stretch.first; block], (0..block as u32).collect::<Vec<_>>());
         let mut failed = Ok(());
@@ -130,8 +143,12 @@ impl Sorting<'_> {
 
     /// Lists the rows of a stretch into parts, and hands these out.
     fn deal(&mut self, stretch: Stretch, buckets: &Buckets, parts: &[Stretch]) -> Result<()> {
+        let part_rows = parts.iter().map(|part| part.rows).max().unwrap_or_default();
+        let rows = self.rows.capacity().max(stretch.rows) * size_of::<HashedRow>();
+        (self.hold)(rows + buckets.bytes() + self.sorter.bytes().max(part_rows * Sorter::ROW_BYTES))?;
         let nothing = HashedRow { hash: 0, row: RowRef { segment: 0, slot: 0 } };
         self.rows.clear();
+        self.rows.reserve_exact(stretch.rows);
         self.rows.resize(stretch.rows, nothing);
         let mut next = Vec::with_capacity(parts.len());
         let mut part_of = vec![0_u32; buckets.rows.len()];
@@ -195,6 +212,11 @@ impl Buckets {
         buckets
     }
 
+    /// Bytes that these, and what parts they make, take.
+    fn bytes(&self) -> usize {
+        self.rows.capacity() * (size_of::<usize>() + size_of::<u32>() + size_of::<Stretch>())
+    }
+
     #[inline]
     fn of(&self, hash: u64) -> usize {
         ((hash - self.first) >> self.shift) as usize
@@ -246,6 +268,17 @@ struct Sorter {
 }
 
 impl Sorter {
+    /// What it holds for each row of a part, at most: as many ranges as the next power of two, and two of them for it.
+    const ROW_BYTES: usize = 4 * size_of::<u32>() + size_of::<(u64, u32)>() + size_of::<u64>() + size_of::<u32>();
+
+    /// Bytes held.
+    fn bytes(&self) -> usize {
+        self.ends.capacity() * size_of::<u32>()
+            + self.order.capacity() * size_of::<(u64, u32)>()
+            + self.hashes.capacity() * size_of::<u64>()
+            + self.places.capacity() * size_of::<u32>()
+    }
+
     /// Deals rows out to as many ranges of hashes as there are rows, then puts each of these in order: most have one row. The
     /// hashes in ascending order, and the place of each row in it; rows of equal hashes keep theirs.
     fn sort(&mut self, rows: &[HashedRow], part: Stretch) -> (&[u64], &[u32]) {

@@ -29,8 +29,9 @@ use weir_types::snapshot::{OperatorSnapshot, SHARED_PREFIX, StateFile};
 
 use crate::file::{BLOCK_ROWS, EXTENSION, check_wanted, delete_files};
 use crate::frozen::{FrozenTable, Gather, Show, TableChanges};
+use crate::memory::{Held, Memory};
 use crate::merge::TableReader;
-use crate::parts::count;
+use crate::parts::{Stretch, survey};
 use crate::store::SnapshotStore;
 use crate::values::arrow_error;
 use crate::writer::{TableWriter, write_rows};
@@ -153,22 +154,26 @@ impl Writer<'_> {
     fn write_table(&mut self, mut table: FrozenTable, before: Vec<Run>) -> Result<Vec<Run>> {
         let mut runs = living(before, table.live_from);
         if let Some(TableChanges { live, rows, gone }) = table.changes.take().filter(|_| !runs.is_empty()) {
-            let added = count(&rows) + gone.as_ref().map_or(0, |gone| count(&gone.rows));
+            let changed = survey(&rows);
+            let gone = gone.map(|gone| (survey(&gone.rows), gone));
+            let added = changed.rows + gone.as_ref().map_or(0, |(all, _)| all.rows);
             if runs.iter().map(Run::len).sum::<u64>() + (added as u64) < live.saturating_mul(2) {
-                self.merge_due(&mut runs, &table.name)?;
+                self.merge_due(&mut runs, &table.name, &table.memory)?;
                 let gone = match gone {
                     None => None,
-                    Some(gone) => {
-                        let written = self.write_file(".gone", &table.name, &gone.columns, &gone.rows)?;
+                    Some((all, gone)) => {
+                        let written =
+                            self.write_file(".gone", &table.name, &gone.columns, (&gone.rows, all), &table.memory)?;
                         written.map(|file| self.tombstones(file))
                     }
                 };
-                let rows = self.write_file("", &table.name, &table.columns, &rows)?;
+                let rows = self.write_file("", &table.name, &table.columns, (&rows, changed), &table.memory)?;
                 runs.extend(Some(Run { level: 0, gone, rows }).filter(|run| !run.is_empty()));
                 return Ok(runs);
             }
         }
-        let rows = self.write_file("", &table.name, &table.columns, &table.rows)?;
+        let rows =
+            self.write_file("", &table.name, &table.columns, (&table.rows, survey(&table.rows)), &table.memory)?;
         Ok(rows.map(|file| Run { level: WHOLE, gone: None, rows: Some(file) }).into_iter().collect())
     }
 
@@ -177,13 +182,14 @@ impl Writer<'_> {
         kind: &str,
         table: &str,
         columns: &[(Field, Gather)],
-        rows: &dyn Fn(Show<'_>),
+        rows: (&dyn Fn(Show<'_>), Stretch),
+        memory: &Memory,
     ) -> Result<Option<StateFile>> {
-        if count(rows) == 0 {
+        if rows.1.rows == 0 {
             return Ok(None);
         }
         let path = self.path(kind, table);
-        let file = write_rows(self.store, path, table, columns, rows, self.wanted)?;
+        let file = write_rows(self.store, path, table, columns, rows, memory, self.wanted)?;
         self.written.push(file.clone());
         Ok(Some(file))
     }
@@ -201,32 +207,37 @@ impl Writer<'_> {
     }
 
     /// Makes one run of those that are due.
-    fn merge_due(&mut self, runs: &mut Vec<Run>, table: &str) -> Result<()> {
+    fn merge_due(&mut self, runs: &mut Vec<Run>, table: &str, memory: &Memory) -> Result<()> {
         let Some((first, level)) = due(runs) else { return Ok(()) };
         let merged: Vec<Run> = runs.drain(first..).collect();
         let files: Vec<StateFile> = merged.iter().flat_map(Run::files).cloned().collect();
         // Older runs may have what the tombstones are for, so these are kept: as rows of a table of keys.
         let gone = files.iter().filter(|file| file.deletes).map(|file| StateFile { deletes: false, ..file.clone() });
-        let gone = self.merge(gone.collect(), ".merged-gone", table)?.map(|file| self.tombstones(file));
-        let rows = self.merge(files, ".merged", table)?;
+        let gone = self.merge(gone.collect(), ".merged-gone", table, memory)?.map(|file| self.tombstones(file));
+        let rows = self.merge(files, ".merged", table, memory)?;
         runs.extend(Some(Run { level, gone, rows }).filter(|run| !run.is_empty()));
         Ok(())
     }
 
     /// Writes the merged view of these files.
-    fn merge(&mut self, files: Vec<StateFile>, kind: &str, table: &str) -> Result<Option<StateFile>> {
+    fn merge(&mut self, files: Vec<StateFile>, kind: &str, table: &str, memory: &Memory) -> Result<Option<StateFile>> {
         let part = OperatorSnapshot { uid: String::new(), watermark_ms: 0, files, splits: Vec::new(), prepared: None };
-        let Some(reader) = TableReader::open(self.store, &[part], table, KeyRange::FULL)? else { return Ok(None) };
+        let Some(mut reader) = TableReader::open(self.store, &[part], table, KeyRange::FULL)? else { return Ok(None) };
         let fields = reader.schema().fields().iter().map(|field| field.as_ref().clone()).collect();
-        let mut reader = reader.peekable();
-        if reader.peek().is_none() {
+        let mut next = reader.next();
+        if next.is_none() {
             return Ok(None);
         }
         let mut writer = TableWriter::create(self.store, self.path(kind, table), table, fields)?;
         let mut block = Block::default();
-        for batch in reader {
+        let mut held = Held::new(memory, 0);
+        while let Some(batch) = next.take().or_else(|| reader.next()) {
             check_wanted(self.wanted)?;
-            block.add(batch?, &mut writer)?;
+            let batch = batch?;
+            // Blocks that were read, and those that become one: before, joined, and as bytes.
+            let joined = block.batches.iter().chain([&batch]).map(RecordBatch::get_array_memory_size).sum::<usize>();
+            held.set(reader.bytes() + 3 * joined)?;
+            block.add(batch, &mut writer)?;
         }
         block.write(&mut writer)?;
         let file = writer.finish()?;

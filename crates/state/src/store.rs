@@ -11,9 +11,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Advice, fadvise};
 use weir_types::snapshot::SHARED_PREFIX;
 use weir_types::{Code, Error, Result};
 
@@ -21,6 +23,8 @@ use weir_types::{Code, Error, Result};
 pub const SHARED_DIRECTORY: &str = "shared";
 /// How often a directory that vanishes before a file is in it is made again.
 const CREATE_TRIES: u32 = 8;
+/// So much is left to the kernel's own time before it is told to write it out.
+const WRITE_OUT_BYTES: u64 = 4 << 20;
 
 /// Whether a conditional create found the name free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +191,7 @@ impl SnapshotStore for LocalDirectory {
             opened = weir_durable::create_directories(&self.shared()).and_then(|()| open());
         }
         match opened {
-            Ok(file) => Ok(Box::new(LocalFile { file, path, finished: false })),
+            Ok(file) => Ok(Box::new(LocalFile { file, path, written: 0, started: 0, finished: false })),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::new(Code::AlreadyExists, format!("file {} exists already", path.display()))
                     .with_detail("Files of snapshots are written once, under names that no other attempt uses."))
@@ -280,12 +284,31 @@ impl SnapshotStore for LocalDirectory {
 struct LocalFile {
     file: File,
     path: PathBuf,
+    written: u64,
+    /// As many of these bytes are on their way to the disk, or there.
+    started: u64,
     finished: bool,
+}
+
+impl LocalFile {
+    /// Has the kernel begin to write out what it has got, so that the disk works while the rest is made, and syncing waits
+    /// for little. Pages that are not needed any more are written first, which is what it is told.
+    fn write_out(&mut self) {
+        if let Some(bytes) = NonZeroU64::new(self.written - self.started).filter(|bytes| bytes.get() >= WRITE_OUT_BYTES)
+        {
+            // Only an advice: without it, all is written when the file is synced.
+            let _advised = fadvise(&self.file, self.started, Some(bytes), Advice::DontNeed);
+            self.started = self.written;
+        }
+    }
 }
 
 impl Write for LocalFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        self.written += written as u64;
+        self.write_out();
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow_ipc::Block;
 use crc32c::{crc32c_append, crc32c_combine};
@@ -14,28 +14,35 @@ use weir_types::{Error, Result};
 use crate::block::{BlockEncoder, footer, header};
 use crate::file::{FORMAT_VERSION, HASH_COLUMN, check_wanted};
 use crate::frozen::{Gather, Show};
+use crate::memory::{Held, Memory};
 use crate::merge::segment_column;
-use crate::parts::{self, Part};
+use crate::parts::{self, Part, Stretch};
 use crate::store::{NewFile, SnapshotStore};
 use crate::values::{Data, Values};
 
-/// Sorts the rows of a table that `list` shows by their hashes and writes them to a file.
+/// Sorts the rows of a table that `list` shows, of which `all` says how they are, by their hashes and writes them to a file.
 pub(crate) fn write_rows(
     store: &dyn SnapshotStore,
     path: String,
     table: &str,
     columns: &[(Field, Gather)],
-    list: &dyn Fn(Show<'_>),
+    (list, all): (&dyn Fn(Show<'_>), Stretch),
+    memory: &Memory,
     wanted: &dyn Fn() -> bool,
 ) -> Result<StateFile> {
     let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
     let fields = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
     let mut writer = TableWriter::create(store, path, table, fields)?;
-    parts::sort(list, &mut |Part { hashes, placed }| {
+    let (mut sorting, mut block) = (Held::new(memory, 0), Held::new(memory, 0));
+    parts::sort(list, all, &mut |bytes| sorting.set(bytes), &mut |Part { hashes, placed }| {
         check_wanted(wanted)?;
         let hashes: ArrayRef = Arc::new(UInt64Array::from(hashes.to_vec()));
         let gathered = columns.iter().map(|(_, gather)| gather(placed));
-        writer.write(&std::iter::once(Ok(hashes)).chain(gathered).collect::<Result<Vec<_>>>()?)
+        let gathered = std::iter::once(Ok(hashes)).chain(gathered).collect::<Result<Vec<_>>>()?;
+        let bytes: usize = gathered.iter().map(|column| column.get_array_memory_size()).sum();
+        // The block as it is written takes no more than its columns do, and a little for what describes it.
+        block.set(2 * bytes + writer.encoder.bytes())?;
+        writer.write(&gathered)
     })?;
     writer.finish()
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use weir_state::Since;
 use weir_state::key_hash::hash_values;
 use weir_state::keys::{KeyTable, KeyValue};
+use weir_state::memory::uncounted;
 use weir_state::values::{Form, Values};
 
 type Key = (Option<i64>, Option<String>, i128);
@@ -59,7 +60,7 @@ proptest! {
                 prop_assert_eq!(known, slot);
             }
             prop_assert_eq!(table.len(), model.len());
-            let frozen = table.freeze(Since::Start);
+            let frozen = table.freeze(Since::Start, &uncounted());
             if remove % 2 == 0 && !model.is_empty() {
                 let key = model.keys().nth(remove as usize % model.len()).cloned().unwrap();
                 let slot = model.remove(&key).unwrap();
@@ -74,7 +75,7 @@ proptest! {
             }
             let mut live: Vec<u32> = model.values().copied().collect();
             live.sort_unstable();
-            prop_assert_eq!(table.freeze(Since::Start).slots().collect::<Vec<_>>(), live);
+            prop_assert_eq!(table.freeze(Since::Start, &uncounted()).slots().collect::<Vec<_>>(), live);
         }
     }
 }

@@ -12,6 +12,7 @@ use weir_state::columns::{Role, state_field};
 use weir_state::frozen::{FrozenTable, key_column, removed, word_column};
 use weir_state::key_hash::hash_values;
 use weir_state::keys::{FrozenKeys, KeyTable};
+use weir_state::memory::uncounted;
 use weir_state::pages::Pages;
 use weir_state::restore::RestoredOperator;
 use weir_state::runs::FAN_OUT;
@@ -75,8 +76,8 @@ impl Table {
     }
 
     fn freeze(&mut self, since: Since) -> FrozenTable {
-        let keys = Arc::new(vec![self.keys.freeze(since)]);
-        let counts = self.counts.freeze();
+        let keys = Arc::new(vec![self.keys.freeze(since, &uncounted())]);
+        let counts = self.counts.freeze(&uncounted());
         let gone = removed(&keys);
         with_keys(FrozenTable::of_keys("counts", &keys), &keys)
             .with_column(

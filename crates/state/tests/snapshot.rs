@@ -19,6 +19,7 @@ use weir_state::manifest::{
     AbortMarker, AbortOutcome, MANIFEST, Manifest, abort_manifest, delete_snapshot, publish_manifest, read_manifest,
     verify_snapshot,
 };
+use weir_state::memory::uncounted;
 use weir_state::pages::Pages;
 use weir_state::restore::RestoredOperator;
 use weir_state::store::{LocalDirectory, SnapshotStore, open_store};
@@ -48,7 +49,7 @@ fn table_of<'a>(rows: impl IntoIterator<Item = (&'a (i64, Option<String>), &'a i
     for (slot, (_, count)) in slots.iter().zip(&rows) {
         *counts.get_mut(*slot) = **count;
     }
-    let (frozen, counts) = (Arc::new(vec![table.freeze(Since::Start)]), counts.freeze());
+    let (frozen, counts) = (Arc::new(vec![table.freeze(Since::Start, &uncounted())]), counts.freeze(&uncounted()));
     FrozenTable::of_keys("counts", &frozen)
         .with_column(
             Field::new("number", DataType::Int64, false),

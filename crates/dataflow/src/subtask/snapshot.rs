@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures::future::{AbortHandle, Abortable, try_join_all};
+use futures::future::{AbortHandle, Abortable, select_all, try_join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -33,6 +33,7 @@ use super::lineage::{ChainRuns, Lineage};
 use crate::chain::FrozenOperator;
 use crate::gate::AlignedBarrier;
 use crate::grants::{SnapshotGrants, Writer};
+use crate::memory::SnapshotAccount;
 
 type Ending = Pin<Box<dyn Future<Output = Ended>>>;
 
@@ -127,9 +128,10 @@ impl Snapshots {
         let id = barrier.id;
         let (abort, registration) = AbortHandle::new_pair();
         self.aborts.push(Writing { barrier: id, snapshot: barrier.snapshot.clone(), since: Instant::now(), abort });
+        let memory: Vec<_> = frozen.iter().filter_map(|operator| operator.memory.clone()).collect();
         let work = Abortable::new(
             async move {
-                let (event, runs) = part.finish(frozen, &draft).await;
+                let (event, runs) = part.finish(frozen, &memory, &draft).await;
                 let acknowledged = matches!(event, SubtaskEvent::SnapshotAcked(_));
                 // The receiver only goes away with the TaskManager's session for this attempt: nobody is left to tell.
                 let acknowledged = events.send(event).await.is_ok() && acknowledged;
@@ -198,10 +200,21 @@ struct Part {
 
 impl Part {
     /// What to report; and the runs that an incremental checkpoint consists of.
-    async fn finish(mut self, frozen: Vec<FrozenOperator>, draft: &Draft) -> (SubtaskEvent, Option<ChainRuns>) {
+    async fn finish(
+        mut self,
+        frozen: Vec<FrozenOperator>,
+        memory: &[Arc<SnapshotAccount>],
+        draft: &Draft,
+    ) -> (SubtaskEvent, Option<ChainRuns>) {
         let started = Instant::now();
         let operators = frozen.into_iter().enumerate().map(|(place, operator)| self.write(place, operator, draft));
-        let (operators, runs): (Vec<_>, Vec<_>) = match try_join_all(operators).await {
+        let written = tokio::select! {
+            biased;
+            written = try_join_all(operators) => written,
+            // The draft's writer stops, wherever it is, and frees what it holds.
+            error = crowded(memory) => Err(error),
+        };
+        let (operators, runs): (Vec<_>, Vec<_>) = match written {
             Ok(operators) => operators.into_iter().unzip(),
             Err(error) => return (declined(&self.subtask, &self.barrier, error), None),
         };
@@ -221,7 +234,7 @@ impl Part {
     }
 
     async fn write(&self, place: usize, operator: FrozenOperator, draft: &Draft) -> Result<(OperatorSnapshot, Runs)> {
-        let FrozenOperator { uid, watermark, state, prepared, splits } = operator;
+        let FrozenOperator { uid, watermark, state, prepared, splits, memory: _ } = operator;
         let files = self.write_files(place, state.tables, draft);
         let prepared = async {
             match prepared {
@@ -257,6 +270,14 @@ impl Part {
         let Increment { runs, .. } = increment.await?;
         Ok((runs.files(), runs))
     }
+}
+
+/// Returns when one of the operators' snapshots does not fit into memory.
+async fn crowded(memory: &[Arc<SnapshotAccount>]) -> Error {
+    if memory.is_empty() {
+        return std::future::pending().await;
+    }
+    select_all(memory.iter().map(|account| Box::pin(account.crowded()))).await.0
 }
 
 /// The files of a snapshot's part until it is acknowledged. Dropped before, it stops those who write them and has what

@@ -5,10 +5,12 @@ use std::sync::mpsc as blocking;
 
 use futures::FutureExt;
 use weir_state::frozen::{HashedRow, RowRef, Show};
+use weir_state::memory::{Memory, uncounted};
 
 use super::*;
 use crate::element::Watermark;
 use crate::fixtures::barrier;
+use crate::memory::{MemoryBudget, SnapshotAccount};
 use crate::operator::Frozen;
 use weir_types::ids::{Attempt, ChainId, JobId, SubtaskIndex};
 
@@ -31,6 +33,7 @@ fn frozen(tables: Vec<FrozenTable>) -> FrozenOperator {
         state: Frozen { tables },
         prepared: None,
         splits: Vec::new(),
+        memory: None,
     }
 }
 
@@ -173,14 +176,14 @@ async fn checkpoint(
     let kind = SnapshotKind::Checkpoint;
     let barrier = Barrier { snapshot: id(number), base: base.map(id), directory, kind, ..barrier(number) };
     let since = snapshots.since(&barrier);
-    let table = FrozenTable::of_keys("t", &Arc::new(vec![keys(since)]));
+    let table = FrozenTable::of_keys("t", &Arc::new(vec![keys(since, &uncounted())]));
     snapshots.start(&AlignedBarrier::at_source(barrier), vec![frozen(vec![table])], Duration::ZERO);
     snapshots.ended().await;
     (since, reports.recv().await.unwrap())
 }
 
 /// Keys of a hundred rows, one of which has changed.
-fn keys(since: Since) -> weir_state::keys::FrozenKeys {
+fn keys(since: Since, memory: &Memory) -> weir_state::keys::FrozenKeys {
     use weir_state::values::{Form, Values};
     let numbers: arrow::array::ArrayRef = Arc::new(arrow::array::Int64Array::from_iter_values(0..100));
     let values = [Values::for_key(&numbers).unwrap()];
@@ -189,7 +192,7 @@ fn keys(since: Since) -> weir_state::keys::FrozenKeys {
     let mut table = weir_state::keys::KeyTable::new(&[Form::Word], 0);
     table.lookup_or_insert(&hashes, &values, &(0..100).collect::<Vec<_>>(), &mut slots).unwrap();
     table.mark(&slots[..1]);
-    table.freeze(since)
+    table.freeze(since, memory)
 }
 
 fn shared(root: &Path) -> Vec<String> {
@@ -228,7 +231,7 @@ async fn an_incremental_checkpoint_names_the_files_of_its_base_and_an_aborted_on
     let writer = grants.begin(&subtask(), &barrier(4)).unwrap();
     let path = root.join("chk-4").to_str().unwrap().to_owned();
     let draft = Draft::new(Handle::current(), barrier(4).snapshot, path, writer);
-    let tables = vec![FrozenTable::of_keys("t", &Arc::new(vec![keys(Since::Start)]))];
+    let tables = vec![FrozenTable::of_keys("t", &Arc::new(vec![keys(Since::Start, &uncounted())]))];
     let prefix = shared_path(&SnapshotId::new("chk-4").unwrap(), "x");
     let write = draft.write(move |store, wanted| write_increment(tables, &Runs::default(), store, &prefix, wanted));
     assert_eq!(write.await.unwrap().written.len(), 1);
@@ -238,4 +241,70 @@ async fn an_incremental_checkpoint_names_the_files_of_its_base_and_an_aborted_on
         tokio::task::yield_now().await;
     }
     assert_eq!(shared(root), [name(1), name(3)]);
+}
+
+/// A snapshot of a window operator of a TaskManager with so much memory, whose writer waits for a grant.
+struct Crowded {
+    _directory: tempfile::TempDir,
+    files: tokio::runtime::Runtime,
+    budget: Arc<MemoryBudget>,
+    snapshots: Snapshots,
+    grants: Arc<SnapshotGrants>,
+    reports: mpsc::Receiver<SubtaskEvent>,
+    path: std::path::PathBuf,
+}
+
+impl Crowded {
+    fn start(limit: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("chk-1");
+        let files = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (events, reports) = mpsc::channel(1);
+        let grants = SnapshotGrants::new();
+        let mut snapshots = Snapshots::new(subtask(), files.handle().clone(), Arc::clone(&grants), events, false);
+        let budget = MemoryBudget::new(limit);
+        let account = SnapshotAccount::new(Arc::clone(&budget), "TumbleWindow(ts)");
+        let memory: Memory = Arc::clone(&account) as _;
+        let table = FrozenTable::of_keys("t", &Arc::new(vec![keys(Since::Start, &memory)]));
+        let operator = FrozenOperator { memory: Some(account), ..frozen(vec![table.with_memory(&memory)]) };
+        snapshots.start(&aligned(&path), vec![operator], Duration::ZERO);
+        Self { _directory: directory, files, budget, snapshots, grants, reports, path }
+    }
+
+    /// Waits for the end, and checks that the snapshot was declined for want of memory and that nothing of it is left.
+    fn declined(mut self) {
+        self.files.block_on(self.snapshots.ended());
+        let Ok(SubtaskEvent::SnapshotDeclined(declined)) = self.reports.try_recv() else {
+            panic!("it was not declined")
+        };
+        assert_eq!(declined.error.code, Code::ResourceExhausted);
+        assert!(declined.error.message.contains("TumbleWindow(ts)"), "{}", declined.error);
+        assert!(self.snapshots.is_empty(), "the subtask goes on");
+        drop(self.snapshots);
+        // Its writer has let go when this is reported.
+        let barrier = barrier(1);
+        self.grants.end(&subtask().job, Attempt(1), barrier.id, &barrier.snapshot, Some(declined.error));
+        while self.grants.messages(false).is_empty() {
+            self.files.block_on(self.grants.changed());
+        }
+        drop(self.files);
+        assert_eq!(self.budget.used_by_snapshots(), 0);
+        assert!(!self.path.exists());
+    }
+}
+
+#[test]
+fn a_snapshot_that_does_not_fit_into_memory_is_declined_and_the_job_goes_on() {
+    Crowded::start(100).declined();
+}
+
+#[test]
+fn a_snapshot_gives_way_to_state_that_grows_while_it_waits_for_a_grant() {
+    let crowded = Crowded::start(10 << 20);
+    crowded.files.block_on(crowded.grants.changed());
+    assert_eq!(crowded.grants.messages(false).len(), 1, "it waits");
+    assert!(crowded.budget.used_by_snapshots() > 1600);
+    let mut state = crate::memory::MemoryAccount::new(Arc::clone(&crowded.budget), "TumbleWindow(ts)");
+    state.set(10 << 20).unwrap();
+    crowded.declined();
 }

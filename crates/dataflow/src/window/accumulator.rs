@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use weir_state::pages::Pages;
+use weir_state::pages::{Cell, Pages};
 use weir_state::values::{Data, Form, Values};
 use weir_types::graph::AggregateFunction;
 use weir_types::{Error, Result};
@@ -21,6 +21,8 @@ pub(super) struct Mean<T> {
     pub(super) sum: T,
     pub(super) count: i64,
 }
+
+impl<T: Clone> Cell for Mean<T> {}
 
 /// Which accumulator an aggregate needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,13 +173,19 @@ fn mismatch() -> Error {
     Error::internal("an aggregate got values of another type than planned")
 }
 
-fn each<T: Copy>(pages: &mut Pages<Option<T>>, values: &[T], rows: &[u32], slots: &[u32], fold: impl Fn(T, T) -> T) {
+fn each<T: Copy>(pages: &mut Pages<Option<T>>, values: &[T], rows: &[u32], slots: &[u32], fold: impl Fn(T, T) -> T)
+where
+    Option<T>: Cell,
+{
     for (&row, &slot) in rows.iter().zip(slots) {
         accumulate(pages.get_mut(slot), values[row as usize], &fold);
     }
 }
 
-fn combine<T: Copy>(into: &mut Pages<Option<T>>, from: &Pages<Option<T>>, slots: &[u32], fold: impl Fn(T, T) -> T) {
+fn combine<T: Copy>(into: &mut Pages<Option<T>>, from: &Pages<Option<T>>, slots: &[u32], fold: impl Fn(T, T) -> T)
+where
+    Option<T>: Cell,
+{
     for (value, &slot) in from.range(0, from.len()).zip(slots) {
         if let Some(value) = value {
             accumulate(into.get_mut(slot), *value, &fold);

@@ -25,6 +25,7 @@ use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow_schema::SchemaRef;
 use hashbrown::HashMap;
+use weir_state::memory::Memory;
 use weir_state::{RestoredOperator, Since};
 use weir_types::graph::{Output, WindowAggregateSpec};
 use weir_types::key_range::KeyRange;
@@ -317,8 +318,8 @@ impl Operator for WindowAggregate {
         Ok(Progress::Done)
     }
 
-    fn freeze(&mut self, since: Since) -> Result<Frozen> {
-        self.freeze_tables(since)
+    fn freeze(&mut self, since: Since, memory: &Memory) -> Result<Frozen> {
+        self.freeze_tables(since, memory)
     }
 
     fn state_bytes(&self) -> u64 {

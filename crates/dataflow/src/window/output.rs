@@ -4,7 +4,7 @@ use arrow::array::{ArrayRef, BooleanBufferBuilder};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, TimeUnit};
 use weir_state::keys::KeyValue;
-use weir_state::pages::Pages;
+use weir_state::pages::{Cell, Pages};
 use weir_state::values::{Form, Values};
 use weir_types::graph::WindowColumn;
 use weir_types::{Error, Result};
@@ -149,7 +149,7 @@ fn collect<T: Default>(cells: impl Iterator<Item = Option<T>>) -> (Vec<T>, Optio
 }
 
 /// The accumulators of `parts`, in order; `pick` names their form.
-fn cells<'a, T: Clone + 'a>(
+fn cells<'a, T: Cell + 'a>(
     parts: &'a [Part<'_>],
     index: usize,
     pick: fn(&Accumulator) -> Option<&Pages<T>>,

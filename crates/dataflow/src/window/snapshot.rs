@@ -15,7 +15,8 @@ use weir_state::frozen::{
     Gather, RowRef, Show, bytes_cells, float_cells, key_column, list, wide_cells, word_cells, word_column,
 };
 use weir_state::keys::FrozenKeys;
-use weir_state::pages::{FrozenPages, Pages};
+use weir_state::memory::Memory;
+use weir_state::pages::{Cell, FrozenPages, Pages};
 use weir_state::values::{Data, Form, Values};
 use weir_state::{FrozenTable, RestoredOperator, RestoredTable, Since};
 use weir_types::graph::AggregateFunction;
@@ -34,28 +35,35 @@ type Columns = Vec<(Field, Gather)>;
 
 impl WindowAggregate {
     /// See [`crate::operator::Operator::freeze`].
-    pub(super) fn freeze_tables(&mut self, since: Since) -> Result<Frozen> {
+    pub(super) fn freeze_tables(&mut self, since: Since, memory: &Memory) -> Result<Frozen> {
         if !self.fired.is_empty() {
             return Err(Error::internal("a barrier came while windows were being emitted"));
         }
         let Some(&live_from) = self.slices.keys().next() else { return Ok(Frozen::default()) };
         let starts: Arc<Vec<i64>> = Arc::new(self.slices.keys().copied().collect());
         let keys: Arc<Vec<FrozenKeys>> =
-            Arc::new(self.slices.values_mut().map(|slice| slice.keys.freeze(since)).collect());
+            Arc::new(self.slices.values_mut().map(|slice| slice.keys.freeze(since, memory)).collect());
         let mut slices: Vec<&mut Slice> = self.slices.values_mut().collect();
         let mut groups = FrozenTable::of_keys(GROUPS, &keys);
         for (field, gather) in leading_columns(&self.plan, &starts, &keys, |row| row)? {
             groups = groups.with_column(field, gather);
         }
         for (index, call) in self.plan.calls.iter().enumerate() {
-            let columns = call_columns(index, call).into_iter().zip(freeze_call(&mut slices, index, call)?);
+            let columns = call_columns(index, call).into_iter().zip(freeze_call(&mut slices, index, call, memory)?);
             for (field, gather) in columns {
                 groups = groups.with_column(field, gather);
             }
         }
         let mut tables = vec![groups];
         for set in 0..self.plan.distincts.len() {
-            tables.push(freeze_distinct(&self.plan, set, &mut slices, &starts, &keys, since)?);
+            tables.push(freeze_distinct(
+                &self.plan,
+                set,
+                &mut slices,
+                &Leading { starts: &starts, keys: &keys },
+                since,
+                memory,
+            )?);
         }
         // Slices go in the order of their starts: whatever was kept of lower ones has fired.
         Ok(Frozen { tables: tables.into_iter().map(|table| table.with_live_from(live_from)).collect() })
@@ -274,19 +282,20 @@ fn call_columns(index: usize, call: &Call) -> Vec<Field> {
 }
 
 /// Shares the pages of one accumulator of every slice.
-fn freeze_all<T: Clone>(
+fn freeze_all<T: Cell>(
     slices: &mut [&mut Slice],
     index: usize,
+    memory: &Memory,
     pick: fn(&mut Accumulator) -> Option<&mut Pages<T>>,
 ) -> Result<Arc<Vec<FrozenPages<T>>>> {
-    let frozen = slices.iter_mut().map(|slice| pick(&mut slice.accumulators[index]).map(Pages::freeze));
+    let frozen = slices.iter_mut().map(|slice| pick(&mut slice.accumulators[index]).map(|pages| pages.freeze(memory)));
     let frozen: Option<Vec<_>> = frozen.collect();
     frozen.map(Arc::new).ok_or_else(|| Error::internal("an accumulator changed its form"))
 }
 
 macro_rules! pages_of {
-    ($slices:expr, $index:expr, $pattern:pat => $pages:expr) => {
-        freeze_all($slices, $index, |accumulator| match accumulator {
+    ($slices:expr, $index:expr, $memory:expr, $pattern:pat => $pages:expr) => {
+        freeze_all($slices, $index, $memory, |accumulator| match accumulator {
             $pattern => Some($pages),
             _ => None,
         })
@@ -294,48 +303,48 @@ macro_rules! pages_of {
 }
 
 /// The columns of one call's accumulators, as [`call_columns`] names them.
-fn freeze_call(slices: &mut [&mut Slice], index: usize, call: &Call) -> Result<Vec<Gather>> {
+fn freeze_call(slices: &mut [&mut Slice], index: usize, call: &Call, memory: &Memory) -> Result<Vec<Gather>> {
     let fields = call_columns(index, call);
     let data_type = fields[0].data_type().clone();
     let count = DataType::Int64;
     Ok(match call.kind {
         Kind::Count => {
-            let pages = pages_of!(slices, index, Accumulator::Count(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::Count(pages) => pages)?;
             vec![word_cells(data_type, pages, |count| Some(*count))]
         }
         Kind::Value(Form::Word) => {
-            let pages = pages_of!(slices, index, Accumulator::Word(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::Word(pages) => pages)?;
             vec![word_cells(data_type, pages, |word| *word)]
         }
         Kind::Value(Form::Float) => {
-            let pages = pages_of!(slices, index, Accumulator::Float(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::Float(pages) => pages)?;
             vec![float_cells(data_type, pages, |float| *float)]
         }
         Kind::Value(Form::Wide) => {
-            let pages = pages_of!(slices, index, Accumulator::Wide(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::Wide(pages) => pages)?;
             let flags = Arc::clone(&pages);
             let value = wide_cells(data_type, pages, |wide| wide.filter(|&wide| wide != OVERFLOW));
             let flag = word_cells(DataType::Boolean, flags, |wide| Some((*wide == Some(OVERFLOW)).into()));
             if state_width(call) == 2 { vec![value, flag] } else { vec![value] }
         }
         Kind::Value(Form::Bytes) => {
-            let pages = pages_of!(slices, index, Accumulator::Bytes { values, .. } => values)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::Bytes { values, .. } => values)?;
             vec![bytes_cells(data_type, pages, |value| value.as_deref())]
         }
         Kind::Mean(Form::Float) => {
-            let pages = pages_of!(slices, index, Accumulator::FloatMean(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::FloatMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
             let sum = float_cells(data_type, pages, |mean| Some(mean.sum));
             vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
         }
         Kind::Mean(Form::Wide) => {
-            let pages = pages_of!(slices, index, Accumulator::WideMean(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::WideMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
             let sum = wide_cells(data_type, pages, |mean| Some(mean.sum).filter(|&sum| sum != OVERFLOW));
             vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
         }
         Kind::Mean(_) => {
-            let pages = pages_of!(slices, index, Accumulator::WordMean(pages) => pages)?;
+            let pages = pages_of!(slices, index, memory, Accumulator::WordMean(pages) => pages)?;
             let counts = Arc::clone(&pages);
             let sum = word_cells(data_type, pages, |mean| Some(mean.sum));
             vec![sum, word_cells(count, counts, |mean| Some(mean.count))]
@@ -351,18 +360,25 @@ fn distinct_fields(plan: &Plan, set: usize) -> Vec<Field> {
     fields
 }
 
+/// What the leading columns of all tables are made of.
+struct Leading<'a> {
+    starts: &'a Arc<Vec<i64>>,
+    keys: &'a Arc<Vec<FrozenKeys>>,
+}
+
 fn freeze_distinct(
     plan: &Plan,
     set: usize,
     slices: &mut [&mut Slice],
-    starts: &Arc<Vec<i64>>,
-    keys: &Arc<Vec<FrozenKeys>>,
+    leading: &Leading<'_>,
     since: Since,
+    memory: &Memory,
 ) -> Result<FrozenTable> {
+    let Leading { starts, keys } = *leading;
     let masks: Arc<Vec<FrozenPages<u64>>> =
-        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].masks.freeze()).collect());
+        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].masks.freeze(memory)).collect());
     let entries: Arc<Vec<FrozenKeys>> =
-        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].entries.freeze(since)).collect());
+        Arc::new(slices.iter_mut().map(|slice| slice.distincts[set].entries.freeze(since, memory)).collect());
     let owners = Arc::clone(&entries);
     let locate =
         move |row: RowRef| RowRef { segment: row.segment, slot: owners[row.segment as usize].word(0, row.slot) as u32 };

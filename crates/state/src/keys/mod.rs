@@ -3,6 +3,9 @@
 //! Accumulators are kept beside it in [`Pages`] of their own, addressed by the same slots. Work is done per batch:
 //! [`KeyTable::lookup_or_insert`] turns rows into slots, typed loops over the slots do the rest.
 
+mod column;
+mod frozen;
+
 use std::mem;
 use std::sync::Arc;
 
@@ -10,172 +13,15 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use weir_types::{Code, Error, Result};
 
-use crate::arena::{Arena, FrozenArena};
 use crate::changes::{Bits, Changes, Since};
 use crate::graves::Graves;
-use crate::pages::{FrozenPages, Pages};
+use crate::memory::Memory;
+use crate::pages::Pages;
 use crate::values::{BytesArray, Data, Form, Values};
-
-/// One key column by slot.
-#[derive(Debug)]
-struct KeyColumn {
-    store: Store,
-    /// Which slots are null; none until the first null.
-    nulls: Option<Pages<bool>>,
-}
-
-#[derive(Debug)]
-enum Store {
-    Words(Pages<i64>),
-    Wides(Pages<i128>),
-    Bytes(Arena),
-}
-
-impl KeyColumn {
-    fn new(form: Form) -> Self {
-        let store = match form {
-            Form::Word | Form::Float => Store::Words(Pages::new()),
-            Form::Wide => Store::Wides(Pages::new()),
-            Form::Bytes => Store::Bytes(Arena::default()),
-        };
-        Self { store, nulls: None }
-    }
-
-    #[inline]
-    fn equals(&self, slot: u32, values: &Values, row: usize) -> bool {
-        if self.nulls.is_some() || values.nulls.is_some() {
-            let null = self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot));
-            if null || values.is_null(row) {
-                return null && values.is_null(row);
-            }
-        }
-        match (&self.store, &values.data) {
-            (Store::Words(pages), Data::Words(words)) => *pages.get(slot) == words[row],
-            (Store::Wides(pages), Data::Wides(wides)) => *pages.get(slot) == wides[row],
-            (Store::Bytes(arena), Data::Bytes(bytes)) => arena.get(slot) == bytes.value(row),
-            _ => false,
-        }
-    }
-
-    /// Writes a row's value to `slot`, which is the next new one or one that was removed.
-    fn write(&mut self, slot: u32, fresh: bool, values: &Values, row: usize) -> Result<()> {
-        let null = values.is_null(row);
-        if null && self.nulls.is_none() {
-            let mut nulls = Pages::new();
-            nulls.grow(self.slots(), &false);
-            self.nulls = Some(nulls);
-        }
-        if let Some(nulls) = &mut self.nulls {
-            put(nulls, slot, fresh, null);
-        }
-        match (&mut self.store, &values.data) {
-            (Store::Words(pages), Data::Words(words)) => put(pages, slot, fresh, if null { 0 } else { words[row] }),
-            (Store::Wides(pages), Data::Wides(wides)) => put(pages, slot, fresh, if null { 0 } else { wides[row] }),
-            (Store::Bytes(arena), Data::Bytes(bytes)) => {
-                let value = if null { &[] } else { bytes.value(row) };
-                return if fresh { arena.push(value) } else { arena.set(slot, value) };
-            }
-            _ => return Err(Error::internal("a key column changed its type")),
-        }
-        Ok(())
-    }
-
-    /// Appends what another column of the same form has in a slot.
-    fn push(&mut self, value: KeyValue<'_>) -> Result<()> {
-        let null = value == KeyValue::Null;
-        if null && self.nulls.is_none() {
-            let mut nulls = Pages::new();
-            nulls.grow(self.slots(), &false);
-            self.nulls = Some(nulls);
-        }
-        if let Some(nulls) = &mut self.nulls {
-            nulls.push(null);
-        }
-        match (&mut self.store, value) {
-            (Store::Words(pages), KeyValue::Word(word)) => pages.push(word),
-            (Store::Words(pages), KeyValue::Null) => pages.push(0),
-            (Store::Wides(pages), KeyValue::Wide(wide)) => pages.push(wide),
-            (Store::Wides(pages), KeyValue::Null) => pages.push(0),
-            (Store::Bytes(arena), KeyValue::Bytes(bytes)) => return arena.push(bytes),
-            (Store::Bytes(arena), KeyValue::Null) => return arena.push(&[]),
-            _ => return Err(Error::internal("a key column changed its type")),
-        }
-        Ok(())
-    }
-
-    fn value(&self, slot: u32) -> KeyValue<'_> {
-        if self.nulls.as_ref().is_some_and(|nulls| *nulls.get(slot)) {
-            return KeyValue::Null;
-        }
-        match &self.store {
-            Store::Words(pages) => KeyValue::Word(*pages.get(slot)),
-            Store::Wides(pages) => KeyValue::Wide(*pages.get(slot)),
-            Store::Bytes(arena) => KeyValue::Bytes(arena.get(slot)),
-        }
-    }
-
-    fn form(&self) -> Form {
-        match self.store {
-            Store::Words(_) => Form::Word,
-            Store::Wides(_) => Form::Wide,
-            Store::Bytes(_) => Form::Bytes,
-        }
-    }
-
-    fn slots(&self) -> usize {
-        match &self.store {
-            Store::Words(pages) => pages.len(),
-            Store::Wides(pages) => pages.len(),
-            Store::Bytes(arena) => arena.slots(),
-        }
-    }
-
-    fn remove(&mut self, slot: u32) -> Result<()> {
-        match &mut self.store {
-            Store::Bytes(arena) => arena.remove(slot),
-            Store::Words(_) | Store::Wides(_) => Ok(()),
-        }
-    }
-
-    fn freeze(&mut self) -> FrozenKeyColumn {
-        let store = match &mut self.store {
-            Store::Words(pages) => FrozenStore::Words(pages.freeze()),
-            Store::Wides(pages) => FrozenStore::Wides(pages.freeze()),
-            Store::Bytes(arena) => FrozenStore::Bytes(arena.freeze()),
-        };
-        FrozenKeyColumn { store, nulls: self.nulls.as_mut().map(Pages::freeze) }
-    }
-
-    fn bytes(&self) -> usize {
-        let store = match &self.store {
-            Store::Words(pages) => pages.bytes(),
-            Store::Wides(pages) => pages.bytes(),
-            Store::Bytes(arena) => arena.bytes(),
-        };
-        store + self.nulls.as_ref().map_or(0, Pages::bytes)
-    }
-}
-
-fn put<T: Clone>(pages: &mut Pages<T>, slot: u32, fresh: bool, value: T) {
-    if fresh {
-        pages.push(value);
-    } else {
-        *pages.get_mut(slot) = value;
-    }
-}
-
-/// One value of a key column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyValue<'a> {
-    /// A null.
-    Null,
-    /// See [`Form::Word`].
-    Word(i64),
-    /// See [`Form::Wide`].
-    Wide(i128),
-    /// See [`Form::Bytes`].
-    Bytes(&'a [u8]),
-}
+pub use column::KeyValue;
+use column::{KeyColumn, Store, put};
+pub(crate) use frozen::FrozenKeyColumn;
+pub use frozen::FrozenKeys;
 
 /// Keys by slot. Slots are dense: a removed key's slot goes to the next new key.
 #[derive(Debug)]
@@ -401,21 +247,22 @@ impl KeyTable {
         Values { data, nulls }
     }
 
-    /// The synchronous part of a snapshot: shares pages and bits, whatever has changed.
+    /// The synchronous part of a snapshot: shares pages and bits, whatever has changed. What the snapshot comes to hold alone
+    /// is counted in `memory`.
     ///
     /// If an earlier freeze may have gone another way here than elsewhere, the next one has to be since the start.
-    pub fn freeze(&mut self, since: Since) -> FrozenKeys {
+    pub fn freeze(&mut self, since: Since, memory: &Memory) -> FrozenKeys {
         let changed = self.changes.freeze(since);
         let (removed, all_known) = match &mut self.graves {
-            Some(graves) => graves.freeze(since),
+            Some(graves) => graves.freeze(since, memory),
             None => (Vec::new(), true),
         };
         if since == Since::Start {
             self.graves = None;
         }
         FrozenKeys {
-            hashes: self.hashes.freeze(),
-            columns: self.columns.iter_mut().map(KeyColumn::freeze).collect(),
+            hashes: self.hashes.freeze(memory),
+            columns: self.columns.iter_mut().map(|column| column.freeze(memory)).collect(),
             vacant: Arc::clone(&self.free.vacant),
             len: self.len(),
             changed: changed.filter(|_| all_known),
@@ -429,6 +276,8 @@ impl KeyTable {
             + self.hashes.bytes()
             + self.columns.iter().map(KeyColumn::bytes).sum::<usize>()
             + self.free.stack.len() * size_of::<u32>()
+            // A snapshot may have a copy of its own.
+            + 2 * self.free.vacant.bytes()
             + self.changes.bytes()
     }
 }
@@ -441,92 +290,5 @@ fn next_slot(free: &mut Free, slots: usize) -> Result<(u32, bool)> {
             Err(_) => Err(Error::new(Code::ResourceExhausted, "a state table holds 2³² keys already")
                 .with_hint("Raise the parallelism, so that each subtask holds fewer keys.")),
         },
-    }
-}
-
-/// The keys of a table as of a snapshot.
-#[derive(Clone, Debug)]
-pub struct FrozenKeys {
-    pub(crate) hashes: FrozenPages<u64>,
-    pub(crate) columns: Vec<FrozenKeyColumn>,
-    /// Slots without a key.
-    vacant: Arc<Bits>,
-    len: usize,
-    /// Slots that have changed; none: all have.
-    changed: Option<Arc<Bits>>,
-    removed: Vec<Arc<FrozenKeys>>,
-}
-
-impl FrozenKeys {
-    /// Number of keys.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no keys.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The slots that hold a key, ascending.
-    pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.vacant.absent(self.hashes.len())
-    }
-
-    /// Whether it is known which rows have changed, see [`KeyTable::freeze`].
-    pub fn knows_changes(&self) -> bool {
-        self.changed.is_some()
-    }
-
-    /// The slots of the rows that have changed, ascending; none, if that is not known.
-    pub fn changed_slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.changed.iter().flat_map(|changed| changed.without(&self.vacant))
-    }
-
-    /// Keys that were removed in the same time, perhaps added again, perhaps more than once; complete only if what has
-    /// changed is known.
-    pub fn removed(&self) -> impl Iterator<Item = &FrozenKeys> {
-        self.removed.iter().map(AsRef::as_ref)
-    }
-
-    /// The hash of the key in a slot.
-    #[inline]
-    pub fn hash(&self, slot: u32) -> u64 {
-        *self.hashes.get(slot)
-    }
-
-    /// A column of words of the key in a slot; zero for a null and for columns of other forms.
-    pub fn word(&self, column: usize, slot: u32) -> i64 {
-        self.columns[column].words().map_or(0, |words| *words.get(slot))
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct FrozenKeyColumn {
-    store: FrozenStore,
-    pub(crate) nulls: Option<FrozenPages<bool>>,
-}
-
-#[derive(Clone, Debug)]
-enum FrozenStore {
-    Words(FrozenPages<i64>),
-    Wides(FrozenPages<i128>),
-    Bytes(FrozenArena),
-}
-
-impl FrozenKeyColumn {
-    /// The cells of a column of words; zero where null.
-    pub(crate) fn words(&self) -> Option<&FrozenPages<i64>> {
-        if let FrozenStore::Words(pages) = &self.store { Some(pages) } else { None }
-    }
-
-    /// The cells of a column of decimals; zero where null.
-    pub(crate) fn wides(&self) -> Option<&FrozenPages<i128>> {
-        if let FrozenStore::Wides(pages) = &self.store { Some(pages) } else { None }
-    }
-
-    /// A string or binary value; empty where null, and for columns of other forms.
-    pub(crate) fn bytes(&self, slot: u32) -> &[u8] {
-        if let FrozenStore::Bytes(arena) = &self.store { arena.get(slot) } else { &[] }
     }
 }
