@@ -220,3 +220,37 @@ async fn a_job_that_waits_for_slots_is_not_rescaled() {
         refused.stderr
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jobmanager_killed_between_any_two_steps_of_a_rescale_carries_it_out_once() {
+    let mut cluster = Cluster::start(2, 2);
+    let rows = readings(0, 20_000);
+    let (first, rest) = rows.split_at(10_000);
+    append(&cluster, "test/in", first);
+    let job = submit(&cluster, &totals_script("1 h"), &["-p", "1"]);
+    runs_at(&cluster, &job, 1).await;
+    for (step, from, to) in [("rescale.snapshot", 1, 2), ("rescale.wanted", 2, 4)] {
+        let reached = cluster.path(step);
+        cluster.terminate("jobmanager");
+        cluster.restart_with("jobmanager", &[("WEIR_FAIL_POINT", format!("{step}={reached}"))]);
+        runs_at(&cluster, &job, from).await;
+        let wanted = to.to_string();
+        let rescale = ["rescale", &job, "-p", &wanted, "--request-id", step];
+        assert_ne!(cluster.weir(&rescale).code, 0, "the JobManager ended before it answered");
+        cluster.ended("jobmanager");
+        assert_eq!(std::fs::read_to_string(&reached).expect(step), step, "it was reached");
+        cluster.restart("jobmanager");
+        job_until(&cluster, &job, "the job runs again", |detail| {
+            detail.summary.as_ref().is_some_and(|summary| summary.state() == JobState::Running)
+        })
+        .await;
+        let asked = cluster.weir(&rescale);
+        assert_eq!(asked.code, 0, "{}", asked.stderr);
+        let attempt = |detail: &JobDetail| detail.summary.as_ref().map(|summary| summary.attempt);
+        let done = runs_at(&cluster, &job, to).await;
+        let again = cluster.weir(&rescale);
+        assert_eq!((again.code, attempt(&runs_at(&cluster, &job, to).await)), (0, attempt(&done)), "{}", again.stderr);
+    }
+    append(&cluster, "test/in", rest);
+    ends_exactly(&cluster, &job, &rows).await;
+}

@@ -7,6 +7,7 @@ use weir_coordination::checkpoint::{self, Trigger};
 use weir_coordination::metadata::{Command, Reply};
 use weir_coordination::scheduler;
 use weir_proto::pb::client::v1 as pb;
+use weir_service::failpoint;
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, JobId, Parallelism, RequestId, SnapshotId};
 use weir_types::job::JobState;
@@ -177,6 +178,7 @@ impl Leader {
             }
             (Ok(snapshot), asked @ Asked::User { .. }) => {
                 tracing::info!(%job, %snapshot, "rescaling");
+                failpoint::reach("rescale.snapshot");
                 self.commit_rescale(Rescaling { asked, ..rescaling });
             }
             (Err(error), Asked::User { waiting, .. }) => {
@@ -197,6 +199,7 @@ impl Leader {
         let job = rescaling.job;
         if reply.is_ok() {
             tracing::info!(%job, %from, %to, "the job is rescaled");
+            failpoint::reach("rescale.wanted");
             self.schedule(scheduler::Event::Rescale(job.clone(), to));
             self.touch(&job);
         }

@@ -378,7 +378,7 @@ impl Execution {
 
     /// Asks for more subtasks if there has been room for them among `free` slots; how many of these it is about to use.
     pub(super) fn grow(&mut self, now: Millis, config: Config, free: usize, out: &mut Vec<Action>) -> usize {
-        if self.state != JobState::Running || self.scaling.is_as_wanted() || free == 0 {
+        if self.state != JobState::Running || self.scaling.is_as_wanted() {
             self.scaling.has_no_room();
             return 0;
         }
@@ -391,7 +391,7 @@ impl Execution {
 
     /// What the next attempt is to start from is there: it begins, unless the slots are gone again.
     pub(super) fn grow_into(&mut self, now: Millis, config: Config, slots: usize, out: &mut Vec<Action>) {
-        if self.scaling.has_room_in(slots) {
+        if self.scaling.differs_in(slots) {
             self.rescale(now, config, None, out);
         }
         self.scaling.did_not_grow();

@@ -143,8 +143,8 @@ pub enum Action {
     FinishAttempt(JobId, Attempt),
     /// Commit a change of the job's state.
     ChangeJob(JobId, JobChange, Option<Box<JobFailure>>),
-    /// There have been slots for more of the subtasks that the job lacks: take a checkpoint, so that little is processed
-    /// again, and answer with [`Event::Grow`] or [`Event::NotGrown`].
+    /// There have been slots for more of the subtasks that the job lacks, or it has more than it should: take a checkpoint, so
+    /// that little is processed again, and answer with [`Event::Grow`] or [`Event::NotGrown`].
     Grow(JobId, Attempt),
     /// All subtasks of the attempt run.
     AttemptRunning(JobId, Attempt),

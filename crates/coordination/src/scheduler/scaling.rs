@@ -110,12 +110,12 @@ impl Scaling {
     }
 
     /// Whether the job, which runs, should restart with more subtasks: there has been room for them, `slots` in all, for
-    /// `stable_ms`.
+    /// `stable_ms`. Or with fewer, if an earlier JobManager had not come to that.
     pub(super) fn grows(&mut self, now: Millis, slots: usize, stable_ms: u64) -> bool {
-        let more = self.most_in(slots).filter(|most| *most > self.current && !self.growing);
-        self.room = match (more, self.room) {
-            (Some(more), Some((known, since))) if known == more => Some((more, since)),
-            (Some(more), _) => Some((more, now)),
+        let other = self.most_in(slots).filter(|most| *most != self.current && !self.growing);
+        self.room = match (other, self.room) {
+            (Some(other), Some((known, since))) if known == other => Some((other, since)),
+            (Some(other), _) => Some((other, now)),
             (None, _) => None,
         };
         if self.room.is_some_and(|(_, since)| now.since(since) >= stable_ms) {
@@ -126,9 +126,9 @@ impl Scaling {
         false
     }
 
-    /// Whether so many slots hold more subtasks than it has.
-    pub(super) fn has_room_in(&self, slots: usize) -> bool {
-        self.most_in(slots).is_some_and(|most| most > self.current)
+    /// Whether in so many slots, its own among them, it would not have as many subtasks as it has.
+    pub(super) fn differs_in(&self, slots: usize) -> bool {
+        self.most_in(slots).is_some_and(|most| most != self.current)
     }
 
     /// There is no room for more subtasks: others wait for slots, or the job does not run.
@@ -210,5 +210,14 @@ mod tests {
         assert_eq!(scaling.next_deadline(100), None);
         scaling.did_not_grow();
         assert!(!scaling.grows(Millis(501), 3, 100) && scaling.grows(Millis(601), 3, 100));
+        assert!(scaling.differs_in(2) && !scaling.differs_in(1));
+    }
+
+    #[test]
+    fn what_has_more_subtasks_than_it_should_gives_slots_back() {
+        let chains = vec![(ChainId(0), None)];
+        let mut scaling = Scaling::new(chains, parallelism(1), None, parallelism(3));
+        assert!(!scaling.grows(Millis(0), 3, 100) && scaling.grows(Millis(100), 3, 100));
+        assert!(scaling.differs_in(3));
     }
 }
