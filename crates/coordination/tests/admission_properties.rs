@@ -9,18 +9,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{Contents, Trigger};
 use weir_coordination::metadata::{
-    Catalogue, Command, Completion, Deleter, NewJob, Reply, Reserve, StartAttempt, State,
+    Catalogue, Command, Completion, Deleter, NewJob, Reply, Reserve, RestoreRecord, SnapshotEntry, StartAttempt, State,
 };
 use weir_types::graph::{JobGraph, JobOptions};
 use weir_types::ids::{Attempt, BarrierId, JobId, Nonce, SnapshotId};
 use weir_types::job::JobChange;
 use weir_types::quota::{QuotaLevel, QuotaLimits};
+use weir_types::restore::ClaimMode;
 use weir_types::snapshot::{Annotations, SharedFile, SnapshotKind, SnapshotState};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
 /// Name, namespace, owner.
-const JOBS: [(&str, &str, &str); 3] = [("a", "web", "ada"), ("b", "web", "bob"), ("c", "ops", "ada")];
+type Account = (&'static str, &'static str, &'static str);
+
+const JOBS: [Account; 3] = [("a", "web", "ada"), ("b", "web", "bob"), ("c", "ops", "ada")];
+/// Jobs that are restored from checkpoints of these, and claim them, take their turns in these places.
+const CLAIMANTS: [Account; 3] = [("d", "web", "bob"), ("a", "ops", "bob"), ("c", "ops", "ada")];
 const LEVELS: [&str; 7] =
     ["cluster", "namespace:web", "namespace:ops", "owner:ada", "owner:bob", "job:web/a", "job:ops/c"];
 
@@ -53,6 +58,10 @@ enum Move {
         crash: bool,
     },
     Release(usize),
+    /// A job fails, if it still runs.
+    Fail(usize),
+    /// A new job claims a snapshot of one that has failed.
+    Claim(usize),
     Limit {
         level: usize,
         bytes: Option<u64>,
@@ -75,6 +84,8 @@ fn a_move() -> impl Strategy<Value = Move> {
         2 => which().prop_map(Move::Mark),
         4 => (which(), prop::bool::weighted(0.2)).prop_map(|(which, crash)| Move::Delete { which, crash }),
         3 => (0..JOBS.len()).prop_map(Move::Release),
+        1 => (0..JOBS.len()).prop_map(Move::Fail),
+        4 => which().prop_map(Move::Claim),
         2 => (0..LEVELS.len(), prop::option::of(0u64..200), prop::option::weighted(0.3, 1u64..3))
             .prop_map(|(level, bytes, in_flight)| Move::Limit { level, bytes, in_flight }),
         2 => Just(Move::Repeat),
@@ -90,6 +101,18 @@ struct Taken {
     /// Bytes in its own files, and in shared files that it has written.
     own: u64,
     shared: Vec<SharedFile>,
+    /// Whom it is charged to.
+    account: Account,
+    /// The shared files that it needs, once it is complete.
+    needs: BTreeSet<String>,
+}
+
+/// A shared file on storage.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    bytes: u64,
+    /// Who has written it, or needed it last.
+    last: Account,
 }
 
 struct World {
@@ -100,7 +123,8 @@ struct World {
     taken: BTreeMap<SnapshotId, Taken>,
     /// The files on storage: of snapshots, and shared ones by job and path.
     own_files: BTreeMap<SnapshotId, u64>,
-    shared_files: BTreeMap<(usize, String), u64>,
+    shared_files: BTreeMap<(usize, String), Stored>,
+    claims: usize,
     limits: BTreeMap<QuotaLevel, QuotaLimits>,
 }
 
@@ -112,42 +136,49 @@ fn level(index: usize) -> QuotaLevel {
     LEVELS[index].parse().unwrap()
 }
 
+fn create(index: usize, (name, namespace, owner): Account, restore: Option<RestoreRecord>) -> Command {
+    let graph = JobGraph {
+        name: name.to_owned(),
+        options: JobOptions { checkpoints_retained: 2, ..JobOptions::default() },
+        operators: vec![],
+        edges: vec![],
+        expression_version: String::new(),
+    };
+    Command::CreateJob(Box::new(NewJob {
+        request: None,
+        id: job(index),
+        name: name.to_owned(),
+        sql: String::new(),
+        owner: owner.to_owned(),
+        namespace: namespace.to_owned(),
+        graph,
+        plan: String::new(),
+        sources: vec![],
+        restore,
+    }))
+}
+
+/// The commands that let a job run.
+fn begin(index: usize) -> [Command; 2] {
+    let (job, attempt) = (job(index), Attempt(1));
+    let start = StartAttempt {
+        job: job.clone(),
+        attempt,
+        placements: vec![],
+        splits: vec![],
+        from: None,
+        passed_over: vec![],
+        parallelism: None,
+    };
+    [Command::StartAttempt(start), Command::ChangeJob { job, change: JobChange::Run, failure: None }]
+}
+
 impl World {
     fn new() -> Self {
         let mut state = State::default();
-        for (index, (name, namespace, owner)) in JOBS.into_iter().enumerate() {
-            let graph = JobGraph {
-                name: name.to_owned(),
-                options: JobOptions { checkpoints_retained: 2, ..JobOptions::default() },
-                operators: vec![],
-                edges: vec![],
-                expression_version: String::new(),
-            };
-            let new = NewJob {
-                request: None,
-                id: job(index),
-                name: name.to_owned(),
-                sql: String::new(),
-                owner: owner.to_owned(),
-                namespace: namespace.to_owned(),
-                graph,
-                plan: String::new(),
-                sources: vec![],
-                restore: None,
-            };
-            state.apply(Millis(0), Command::CreateJob(Box::new(new))).unwrap();
-            let start = StartAttempt {
-                job: job(index),
-                attempt: Attempt(1),
-                placements: vec![],
-                splits: vec![],
-                from: None,
-                passed_over: vec![],
-                parallelism: None,
-            };
-            state.apply(Millis(0), Command::StartAttempt(start)).unwrap();
-            let change = JobChange::Run;
-            state.apply(Millis(0), Command::ChangeJob { job: job(index), change, failure: None }).unwrap();
+        for (index, account) in JOBS.into_iter().enumerate() {
+            state.apply(Millis(0), create(index, account, None)).unwrap();
+            begin(index).into_iter().for_each(|command| drop(state.apply(Millis(0), command).unwrap()));
         }
         Self {
             state,
@@ -157,16 +188,25 @@ impl World {
             taken: BTreeMap::new(),
             own_files: BTreeMap::new(),
             shared_files: BTreeMap::new(),
+            claims: 0,
             limits: BTreeMap::new(),
         }
     }
 
-    /// Bytes on storage that fall under a level.
+    /// Bytes on storage that fall under a level: a shared file counts where anybody needs it.
     fn stored(&self, level: &QuotaLevel) -> u64 {
-        let under = |job: usize| level.covers(JOBS[job].1, JOBS[job].2, JOBS[job].0);
-        let own = self.own_files.iter().filter(|(id, _)| under(self.taken[*id].job)).map(|(_, bytes)| bytes);
-        let shared = self.shared_files.iter().filter(|((job, _), _)| under(*job)).map(|(_, bytes)| bytes);
-        own.chain(shared).sum()
+        let under = |(name, namespace, owner): Account| level.covers(namespace, owner, name);
+        let own = self.own_files.iter().filter(|(id, _)| under(self.taken[*id].account)).map(|(_, bytes)| *bytes);
+        let needing = |job: usize, name: &String| {
+            let all = self.taken.values().filter(move |taken| taken.job == job && taken.needs.contains(name));
+            all.map(|taken| taken.account).collect::<Vec<_>>()
+        };
+        let counts = |job: usize, name: &String, file: &Stored| match needing(job, name).as_slice() {
+            [] => under(file.last),
+            accounts => accounts.iter().any(|account| under(*account)),
+        };
+        let shared = self.shared_files.iter().filter(|((job, name), file)| counts(*job, name, file));
+        own.chain(shared.map(|(_, file)| file.bytes)).sum()
     }
 
     fn pick(&self, which: usize, states: &[SnapshotState]) -> Option<SnapshotId> {
@@ -253,10 +293,27 @@ impl World {
                 let Some(id) = self.pick(which, &[SnapshotState::Deleting]) else { return Ok(()) };
                 self.sweep(&id);
                 if !crash {
-                    self.apply(Command::Deleted { snapshot: id })?.unwrap();
+                    self.apply(Command::Deleted { snapshot: id.clone() })?.unwrap();
+                    self.leave(&id);
                 }
             }
             Move::Release(index) => self.release(index)?,
+            Move::Fail(index) => {
+                // What it has under way is given up first, as its coordinator does.
+                let under_way =
+                    |entry: &&SnapshotEntry| matches!(entry.state, SnapshotState::Queued | SnapshotState::InProgress);
+                let failing = job(index);
+                let of_job = self.state.snapshots_of(&failing);
+                let ids: Vec<_> =
+                    of_job.into_iter().filter(under_way).map(|e| (e.id.clone(), e.nonce.clone())).collect();
+                for (snapshot, nonce) in ids {
+                    self.apply(Command::Abort { snapshot, nonce, failure: Error::new(Code::Timeout, "ended") })?
+                        .unwrap();
+                }
+                let _ended_before =
+                    self.apply(Command::ChangeJob { job: job(index), change: JobChange::Fail, failure: None })?;
+            }
+            Move::Claim(which) => self.claim(which)?,
             Move::Limit { level: index, bytes, in_flight } => {
                 let limits = QuotaLimits { bytes, in_flight, ..QuotaLimits::default() };
                 self.limits.insert(level(index), limits);
@@ -276,7 +333,9 @@ impl World {
     fn reserve(&mut self, index: usize, savepoint: bool, estimate: u64) -> Result<(), TestCaseError> {
         let kind = if savepoint { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint };
         let id = SnapshotId::new(format!("{}-{index}-{}", kind.prefix(), self.next)).unwrap();
-        self.taken.insert(id.clone(), Taken { job: index, granted: None, own: 0, shared: vec![] });
+        let account = JOBS[index];
+        let taken = Taken { job: index, granted: None, own: 0, shared: vec![], account, needs: BTreeSet::new() };
+        self.taken.insert(id.clone(), taken);
         let reserve = Reserve {
             request: None,
             snapshot: id.clone(),
@@ -300,6 +359,42 @@ impl World {
         Ok(())
     }
 
+    /// Lets a new job claim a snapshot; it gives that up again when it is cancelled.
+    fn claim(&mut self, which: usize) -> Result<(), TestCaseError> {
+        let Some(id) = self.pick(which, &[SnapshotState::Completed]) else { return Ok(()) };
+        let (index, account) = (JOBS.len() + self.claims, CLAIMANTS[self.claims % CLAIMANTS.len()]);
+        let restore = RestoreRecord {
+            directory: String::new(),
+            snapshot: Some(id.clone()),
+            allow_non_restored_state: false,
+            claim: ClaimMode::Claim,
+        };
+        if self.apply(create(index, account, Some(restore)))?.is_err() {
+            return Ok(());
+        }
+        self.claims += 1;
+        self.taken.get_mut(&id).unwrap().account = account;
+        for command in begin(index) {
+            self.apply(command)?.unwrap();
+        }
+        // Half of them fail, and leave what they have claimed to whoever claims it next.
+        if self.claims.is_multiple_of(2) {
+            self.apply(Command::ChangeJob { job: job(index), change: JobChange::Fail, failure: None })?.unwrap();
+        }
+        Ok(())
+    }
+
+    /// A deleted snapshot needs nothing any more.
+    fn leave(&mut self, id: &SnapshotId) {
+        let (of, account) = (self.taken[id].job, self.taken[id].account);
+        let needed = std::mem::take(&mut self.taken.get_mut(id).unwrap().needs);
+        for name in needed {
+            if let Some(file) = self.shared_files.get_mut(&(of, name)) {
+                file.last = account;
+            }
+        }
+    }
+
     fn write(&mut self, id: &SnapshotId, bytes: u64) {
         let taken = self.taken.get_mut(id).unwrap();
         let Some(granted) = taken.granted else { return };
@@ -315,7 +410,7 @@ impl World {
         }
         if self.state.snapshots[id].kind == SnapshotKind::Checkpoint && bytes.is_multiple_of(3) {
             let name = format!("{id}+{}", taken.shared.len());
-            self.shared_files.insert((taken.job, name.clone()), bytes);
+            self.shared_files.insert((taken.job, name.clone()), Stored { bytes, last: taken.account });
             taken.shared.push(SharedFile { name, bytes });
             self.own_files.entry(id.clone()).or_default();
         } else {
@@ -343,6 +438,7 @@ impl World {
         let all: u64 = shared.iter().map(|file| file.bytes).sum();
         let bytes = taken.own - manifest_bytes + all;
         let nonce = entry.nonce.clone();
+        self.taken.get_mut(&id).unwrap().needs = shared.iter().map(|file| file.name.clone()).collect();
         let contents = Contents { bytes, manifest_bytes, shared, ..Contents::default() };
         let completion = Completion { snapshot: id, nonce, contents };
         self.apply(Command::Complete(Box::new(completion)))?.unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weir_coordination::metadata::{Quotas, SharedFiles, SharedRecord};
+use weir_coordination::metadata::{Account, Quotas, SharedFiles, SharedRecord};
 use weir_types::Result;
 use weir_types::ids::{JobId, SnapshotId};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
@@ -89,13 +89,18 @@ impl From<pb::SharedFile> for SharedFile {
 
 pub(super) fn shared_to_pb(shared: &SharedFiles) -> Vec<pb::SharedFiles> {
     let mut jobs: Vec<pb::SharedFiles> = Vec::new();
-    for (job, name, SharedRecord { bytes, referrers }) in shared.iter() {
+    for (job, name, SharedRecord { bytes, referrers, owed_by }) in shared.iter() {
         if jobs.last().is_none_or(|last| last.job != job.as_str()) {
             jobs.push(pb::SharedFiles { job: job.to_string(), files: Vec::new() });
         }
         if let Some(last) = jobs.last_mut() {
             let referrers = referrers.iter().map(ToString::to_string).collect();
-            last.files.push(pb::SharedRecord { name: name.to_owned(), bytes: *bytes, referrers });
+            let owed_by = owed_by.as_ref().map(|Account { owner, namespace, job_name }| pb::Account {
+                owner: owner.clone(),
+                namespace: namespace.clone(),
+                job_name: job_name.clone(),
+            });
+            last.files.push(pb::SharedRecord { name: name.to_owned(), bytes: *bytes, referrers, owed_by });
         }
     }
     jobs
@@ -105,9 +110,11 @@ pub(super) fn shared_from_pb(jobs: Vec<pb::SharedFiles>) -> Result<SharedFiles> 
     let mut shared = SharedFiles::default();
     for pb::SharedFiles { job, files } in jobs {
         let job = JobId::new(job)?;
-        for pb::SharedRecord { name, bytes, referrers } in files {
+        for pb::SharedRecord { name, bytes, referrers, owed_by } in files {
             let referrers = referrers.into_iter().map(SnapshotId::new).collect::<Result<_>>()?;
-            shared.insert(job.clone(), name, SharedRecord { bytes, referrers });
+            let owed_by =
+                owed_by.map(|pb::Account { owner, namespace, job_name }| Account { owner, namespace, job_name });
+            shared.insert(job.clone(), name, SharedRecord { bytes, referrers, owed_by });
         }
     }
     Ok(shared)

@@ -13,7 +13,7 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
 use super::deletion::Care;
-use super::{Applied, Reply, SnapshotEntry, State};
+use super::{Applied, JobRecord, Reply, SnapshotEntry, State};
 
 /// Savepoints that a hint names.
 const NAMED_MAX: usize = 3;
@@ -104,7 +104,8 @@ impl State {
         Ok(())
     }
 
-    /// Bytes that savepoints must leave at a level: per running job, the unused part of one further checkpoint.
+    /// Bytes that savepoints must leave at a level: per running job that takes checkpoints, the unused part of one further
+    /// checkpoint, written whole: the first of the next attempt is.
     pub fn checkpoint_reserve(&self, level: &QuotaLevel) -> u64 {
         let jobs = self.jobs.values().filter(|job| !job.state.is_terminal());
         let jobs = jobs.filter(|job| level.covers(&job.namespace, &job.owner, &job.name));
@@ -114,9 +115,35 @@ impl State {
                 .filter_map(|id| self.snapshots.get(id))
                 .filter(|entry| entry.kind == SnapshotKind::Checkpoint)
                 .fold(0, |sum: u64, entry| sum.saturating_add(entry.charged_bytes));
-            let next = self.estimate(&job.id, SnapshotKind::Checkpoint);
-            sum.saturating_add(next.saturating_sub(granted))
+            sum.saturating_add(self.next_whole(job).saturating_sub(granted))
         })
+    }
+
+    /// What a checkpoint that builds on none would write: all that the job's newest snapshot holds, and as much more as it has
+    /// grown by since the one before. Nothing if the job takes no checkpoints.
+    fn next_whole(&self, job: &JobRecord) -> u64 {
+        let Some(sums) = self.snapshots.of_job(&job.id) else {
+            return self.restored_bytes(&job.id).unwrap_or_default();
+        };
+        if job.graph.options.checkpoint_interval_ms.is_none() && sums.checkpoints.is_empty() {
+            return 0;
+        }
+        let newest = sums.completed.last().and_then(|(_, id)| self.snapshots.get(id));
+        let Some(newest) = newest else { return self.restored_bytes(&job.id).unwrap_or_default() };
+        let growth = match newest.written_bytes < newest.bytes {
+            // What it wrote is what had changed; at most that much is new.
+            true => newest.written_bytes,
+            // What it was expected to write is what the one before it held, if there was one.
+            false if newest.estimate_bytes == 0 => 0,
+            false => newest.bytes.saturating_sub(newest.estimate_bytes),
+        };
+        newest.bytes.saturating_add(growth)
+    }
+
+    /// Bytes of the snapshot that a job was restored from, if the catalogue has it.
+    fn restored_bytes(&self, job: &JobId) -> Option<u64> {
+        let restore = self.jobs.get(job)?.restore.as_ref()?;
+        Some(self.snapshots.get(restore.snapshot.as_ref()?)?.bytes)
     }
 
     /// What a job's next snapshot will probably write: as much as the last one of its kind. A savepoint holds all of the
@@ -124,10 +151,6 @@ impl State {
     pub fn estimate(&self, job: &JobId, kind: SnapshotKind) -> u64 {
         let last = |of: &super::catalogue::ByBarrier| of.last().and_then(|(_, id)| self.snapshots.get(id));
         let sums = self.snapshots.of_job(job);
-        let restored = || {
-            let restore = self.jobs.get(job)?.restore.as_ref()?;
-            Some(self.snapshots.get(restore.snapshot.as_ref()?)?.bytes)
-        };
         let own = match kind {
             SnapshotKind::Checkpoint => {
                 let is_base = |entry: &SnapshotEntry| self.base_of_next(job).as_ref() == Some(&entry.id);
@@ -136,7 +159,7 @@ impl State {
             }
             SnapshotKind::Savepoint => sums.and_then(|sums| last(&sums.completed)).map(|entry| entry.bytes),
         };
-        own.or_else(restored).unwrap_or_default()
+        own.or_else(|| self.restored_bytes(job)).unwrap_or_default()
     }
 
     fn check_savepoint(&self, now: Millis, level: &QuotaLevel, limits: &QuotaLimits) -> Result<()> {

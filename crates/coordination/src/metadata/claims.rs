@@ -13,7 +13,7 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
 use super::deletion::{Deleter, no_snapshot};
-use super::{JobRecord, RestoreRecord, SnapshotEntry, State};
+use super::{Account, JobRecord, RestoreRecord, SnapshotEntry, State};
 
 /// A snapshot's new owner: a job that was restored from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,13 @@ impl SnapshotEntry {
     /// The levels that it is charged to.
     pub fn levels(&self) -> [QuotaLevel; 4] {
         QuotaLevel::of(&self.namespace, &self.owner, self.charged_job_name())
+    }
+
+    /// Whom it is charged to, if somebody has claimed it.
+    pub(super) fn account(&self) -> Option<Account> {
+        let Claim { job_name, .. } = self.claim.as_ref()?;
+        let (owner, namespace, job_name) = (self.owner.clone(), self.namespace.clone(), job_name.clone());
+        Some(Account { owner, namespace, job_name })
     }
 
     /// Whether it is charged to this level.
@@ -204,10 +211,7 @@ impl State {
             need(QuotaDimension::Savepoints, limits.savepoints, usage.savepoints, one_if(SnapshotKind::Savepoint), 0);
             let (limit, used) = (limits.retained_checkpoints, usage.retained_checkpoints);
             need(QuotaDimension::RetainedCheckpoints, limit, used, one_if(SnapshotKind::Checkpoint), 1);
-            // What a checkpoint shares with others goes with it.
-            let bytes_of =
-                |entry: &SnapshotEntry| entry.charged_bytes.saturating_add(self.shared.bytes_of(&entry.job, &entry.id));
-            let (limit, moved) = (limits.bytes, moved.map_or(0, bytes_of));
+            let (limit, moved) = (limits.bytes, moved.map_or(0, |entry| self.bytes_moving_to(level, entry)));
             need(QuotaDimension::Bytes, limit.map(|limit| limit.saturating_sub(reserve)), usage.bytes, moved, bytes);
             need(QuotaDimension::Age, limits.age_ms, 0, age, 0);
         }

@@ -168,7 +168,7 @@ impl State {
     pub(super) fn deleted(&mut self, now: Millis, snapshot: &SnapshotId) -> Applied {
         let marked = self.snapshots.get(snapshot).is_some_and(|entry| entry.state == SnapshotState::Deleting);
         let Some(entry) = marked.then(|| self.snapshots.remove(snapshot)).flatten() else { return Applied::default() };
-        let unreferenced = self.shared.leave(&entry.job, snapshot);
+        let unreferenced = self.shared.leave(&entry.job, snapshot, entry.account().as_ref());
         let applied = Applied {
             job: Some(entry.job.clone()),
             snapshot: Some(snapshot.clone()),

@@ -109,8 +109,8 @@ mod tests {
         run(&mut state, 1, "clicks", None);
         (1..=4).for_each(|number| drop(take(&mut state, number, 1, number)));
         let bytes = |bytes| QuotaLimits { bytes: Some(bytes), ..QuotaLimits::default() };
-        // Four of 10 bytes each are there, and a fifth is expected to have 10.
-        limit(&mut state, "cluster", bytes(30));
+        // Four of 10 bytes each are there, a fifth is expected to have 10, and so is the job's next checkpoint.
+        limit(&mut state, "cluster", bytes(40));
         let applied = ask(&mut state, 5, 1, 5, true).unwrap();
         assert_eq!(applied.retired, [savepoint(1, 1), savepoint(1, 2)]);
 

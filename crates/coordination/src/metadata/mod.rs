@@ -43,7 +43,7 @@ pub use imports::{Import, Origin};
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
 pub use recovery::{Fallback, PassedOver, Recovery, RecoveryPoint};
-pub use shared::{SharedFiles, SharedRecord};
+pub use shared::{Account, SharedFiles, SharedRecord};
 pub use usage::Usage;
 
 /// Answers that are remembered for retries; older ones are forgotten.

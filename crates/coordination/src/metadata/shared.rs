@@ -1,7 +1,9 @@
-//! Files that several checkpoints of a job share, each charged once.
+//! Files that several checkpoints of a job share.
 //!
-//! Invariant: a file is listed, and charged, from the completion of the checkpoint that wrote it until a command says that
+//! Invariants: a file is listed, and charged, from the completion of the checkpoint that wrote it until a command says that
 //! it is gone; it is deleted only after its last referrer has left the catalogue, and then nothing refers to it ever again.
+//! It is charged once at every level that a referrer falls under; when the last one has gone, at that one's levels. So what
+//! a level is charged grows by what is admitted or claimed there, and never because somebody else has deleted something.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +18,19 @@ pub struct SharedRecord {
     pub bytes: u64,
     /// The checkpoints that need it; none: it is about to be deleted.
     pub referrers: BTreeSet<SnapshotId>,
+    /// Whom its last referrer was charged to, once that has gone; none: its own job.
+    pub owed_by: Option<Account>,
+}
+
+/// Whom a claimed checkpoint is charged to: another job than the one that has taken it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The owner.
+    pub owner: String,
+    /// The namespace.
+    pub namespace: String,
+    /// The job's name.
+    pub job_name: String,
 }
 
 /// The shared files of all jobs.
@@ -27,15 +42,29 @@ struct JobFiles {
     files: BTreeMap<String, SharedRecord>,
     /// Derived: what the files add up to.
     bytes: u128,
+    /// Derived: how many of them somebody else than the job owes.
+    owed: usize,
+}
+
+impl JobFiles {
+    fn count(&mut self, record: &SharedRecord) {
+        self.bytes += u128::from(record.bytes);
+        self.owed += usize::from(record.owed_by.is_some());
+    }
+
+    fn discount(&mut self, record: &SharedRecord) {
+        self.bytes -= u128::from(record.bytes);
+        self.owed -= usize::from(record.owed_by.is_some());
+    }
 }
 
 impl SharedFiles {
     /// Enters a file as it was persisted.
     pub fn insert(&mut self, job: JobId, name: String, record: SharedRecord) {
         let of_job = self.0.entry(job).or_default();
-        of_job.bytes += u128::from(record.bytes);
+        of_job.count(&record);
         if let Some(before) = of_job.files.insert(name, record) {
-            of_job.bytes -= u128::from(before.bytes);
+            of_job.discount(&before);
         }
     }
 
@@ -54,9 +83,9 @@ impl SharedFiles {
         self.of_job(job).filter(|(_, file)| file.referrers.is_empty()).map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// Jobs that have shared files.
-    pub(super) fn jobs(&self) -> impl Iterator<Item = (&JobId, u128)> {
-        self.0.iter().map(|(job, of_job)| (job, of_job.bytes))
+    /// Jobs that have shared files, what these add up to, and whether others owe some of them.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = (&JobId, u128, bool)> {
+        self.0.iter().map(|(job, of_job)| (job, of_job.bytes, of_job.owed > 0))
     }
 
     /// Whether a checkpoint may refer to these files.
@@ -85,18 +114,21 @@ impl SharedFiles {
             let of_job = self.0.entry(job.clone()).or_default();
             let record = of_job.files.entry(file.name.clone()).or_insert_with(|| {
                 of_job.bytes += u128::from(file.bytes);
-                SharedRecord { bytes: file.bytes, referrers: BTreeSet::new() }
+                SharedRecord { bytes: file.bytes, referrers: BTreeSet::new(), owed_by: None }
             });
             record.referrers.insert(snapshot.clone());
         }
     }
 
-    /// Takes a deleted checkpoint off its files; those that nothing refers to any more come back.
-    pub(super) fn leave(&mut self, job: &JobId, snapshot: &SnapshotId) -> Vec<String> {
+    /// Takes a deleted checkpoint off its files; those that nothing refers to any more come back. Until they are gone they
+    /// are charged to whom it was charged: its job, or the `account` of who had claimed it.
+    pub(super) fn leave(&mut self, job: &JobId, snapshot: &SnapshotId, account: Option<&Account>) -> Vec<String> {
         let mut unreferenced = Vec::new();
         let Some(of_job) = self.0.get_mut(job) else { return unreferenced };
         for (name, record) in &mut of_job.files {
             if record.referrers.remove(snapshot) && record.referrers.is_empty() {
+                record.owed_by = account.cloned();
+                of_job.owed += usize::from(account.is_some());
                 unreferenced.push(name.clone());
             }
         }
@@ -110,18 +142,12 @@ impl SharedFiles {
             if of_job.files.get(name).is_some_and(|record| record.referrers.is_empty())
                 && let Some(record) = of_job.files.remove(name)
             {
-                of_job.bytes -= u128::from(record.bytes);
+                of_job.discount(&record);
             }
         }
         if of_job.files.is_empty() {
             self.0.remove(job);
         }
-    }
-
-    /// Bytes of the files that this checkpoint refers to, whoever else does.
-    pub(super) fn bytes_of(&self, job: &JobId, snapshot: &SnapshotId) -> u64 {
-        let files = self.of_job(job).filter(|(_, file)| file.referrers.contains(snapshot));
-        files.fold(0, |sum, (_, file)| sum.saturating_add(file.bytes))
     }
 
     /// Bytes of the files that only this checkpoint refers to.

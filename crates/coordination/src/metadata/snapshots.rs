@@ -2,7 +2,7 @@
 
 use weir_types::ids::{JobId, Nonce, SnapshotId};
 use weir_types::quota::check_owner;
-use weir_types::snapshot::{SnapshotState, Verification, Verifier};
+use weir_types::snapshot::{SnapshotKind, SnapshotState, Verification, Verifier};
 use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
@@ -27,7 +27,9 @@ impl State {
             return Err(Error::fenced(format!("attempt {} of job {} is over", reserve.attempt, job.id)));
         }
         let evict = reserve.evict;
-        let owner = if reserve.owner.is_empty() { job.owner.clone() } else { reserve.owner };
+        // A checkpoint is the job's, whoever asks for it.
+        let asked = Some(reserve.owner).filter(|owner| !owner.is_empty() && reserve.kind == SnapshotKind::Savepoint);
+        let owner = asked.unwrap_or_else(|| job.owner.clone());
         check_owner(&owner)?;
         job.last_barrier = job.last_barrier.max(reserve.barrier);
         if reserve.trigger == Trigger::Scheduled {

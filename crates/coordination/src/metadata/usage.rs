@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use weir_types::ids::JobId;
 use weir_types::quota::{QuotaDimension, QuotaExceeded, QuotaLevel, QuotaLimits};
-use weir_types::snapshot::SnapshotKind;
 use weir_types::time::Millis;
 
-use super::{SnapshotEntry, State};
+use super::{Account, JobRecord, SharedRecord, SnapshotEntry, State};
 
 /// What a level uses, beside what it may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,20 +117,43 @@ impl State {
     }
 
     fn shared_bytes_at(&self, level: &QuotaLevel) -> u128 {
-        let charged = |(job, bytes): (&JobId, u128)| {
+        let charged = |(job, bytes, owed): (&JobId, u128, bool)| {
             let Some(record) = self.jobs.get(job) else { return 0 };
-            let own = |bytes| if level.covers(&record.namespace, &record.owner, &record.name) { bytes } else { 0 };
             // Checkpoints are claimed only of jobs that have ended.
-            let entries = if record.state.is_terminal() { self.snapshots_of(job) } else { Vec::new() };
-            match entries.into_iter().find(|entry| entry.claim.is_some() && entry.kind == SnapshotKind::Checkpoint) {
-                None => own(bytes),
-                Some(entry) => {
-                    let claimed = u128::from(self.shared.bytes_of(job, &entry.id));
-                    own(bytes.saturating_sub(claimed)) + if entry.falls_under(level) { claimed } else { 0 }
+            let ended = record.state.is_terminal();
+            let claimed = ended && self.snapshots_of(job).iter().any(|entry| entry.claim.is_some());
+            match owed || claimed {
+                false if level.covers(&record.namespace, &record.owner, &record.name) => bytes,
+                false => 0,
+                true => {
+                    let files = self.shared.of_job(job).filter(|(_, file)| self.is_charged_at(level, record, file));
+                    files.map(|(_, file)| u128::from(file.bytes)).sum()
                 }
             }
         };
         self.shared.jobs().map(charged).sum()
+    }
+
+    /// Whether a shared file of a job is charged at a level: whether something that refers to it falls under that, or did
+    /// as the last of all.
+    fn is_charged_at(&self, level: &QuotaLevel, job: &JobRecord, file: &SharedRecord) -> bool {
+        match &file.owed_by {
+            Some(Account { owner, namespace, job_name }) => level.covers(namespace, owner, job_name),
+            None if file.referrers.is_empty() => level.covers(&job.namespace, &job.owner, &job.name),
+            None => {
+                let referrers = file.referrers.iter().filter_map(|snapshot| self.snapshots.get(snapshot));
+                referrers.into_iter().any(|entry| entry.falls_under(level))
+            }
+        }
+    }
+
+    /// What a level would be charged more if it were charged for this snapshot, too.
+    pub(super) fn bytes_moving_to(&self, level: &QuotaLevel, entry: &SnapshotEntry) -> u64 {
+        let job = self.jobs.get(&entry.job);
+        let files = self.shared.of_job(&entry.job).filter(|(_, file)| {
+            file.referrers.contains(&entry.id) && !job.is_some_and(|job| self.is_charged_at(level, job, file))
+        });
+        files.fold(entry.charged_bytes, |sum, (_, file)| sum.saturating_add(file.bytes))
     }
 }
 
