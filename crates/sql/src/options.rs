@@ -4,7 +4,7 @@ mod restart;
 
 use std::collections::BTreeMap;
 
-use weir_types::graph::JobOptions;
+use weir_types::graph::{CHECKPOINTS_RETAINED_MAX, JobOptions};
 use weir_types::ids::Parallelism;
 use weir_types::options::parse_duration_ms;
 use weir_types::restore::ClaimMode;
@@ -58,14 +58,8 @@ const KEYS: &[Key] = &[
         settings.options.checkpoint_min_pause_ms = parse_duration_ms(value)?;
         Some(())
     }),
-    ("execution.checkpointing.num-retained", "a number from 1", |settings, value| {
-        settings.options.checkpoints_retained = value.parse().ok().filter(|retained| *retained > 0)?;
-        Some(())
-    }),
-    ("state.checkpoints.num-retained", "a number from 1", |settings, value| {
-        settings.options.checkpoints_retained = value.parse().ok().filter(|retained| *retained > 0)?;
-        Some(())
-    }),
+    ("execution.checkpointing.num-retained", RETAINED, retained),
+    ("state.checkpoints.num-retained", RETAINED, retained),
     ("execution.checkpointing.tolerable-failed-checkpoints", "a number", |settings, value| {
         settings.options.checkpoint_failures_tolerated = Some(value.parse().ok()?);
         Some(())
@@ -132,6 +126,14 @@ fn positive(value: u64) -> Option<u64> {
 
 fn incremental(settings: &mut Settings, value: &str) -> Option<()> {
     settings.options.checkpoints_incremental = value.to_lowercase().parse().ok()?;
+    Some(())
+}
+
+const RETAINED: &str = "a number from 1 to 1000";
+
+fn retained(settings: &mut Settings, value: &str) -> Option<()> {
+    let retained = value.parse().ok().filter(|retained| (1..=CHECKPOINTS_RETAINED_MAX).contains(retained))?;
+    settings.options.checkpoints_retained = retained;
     Some(())
 }
 

@@ -30,6 +30,9 @@ pub struct JobGraph {
     pub expression_version: String,
 }
 
+/// The most checkpoints that a job may keep: each has an entry in the replicated state, and pins in the store.
+pub const CHECKPOINTS_RETAINED_MAX: u32 = 1_000;
+
 /// Options of one job, set by `SET 'key' = 'value'` or by flags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobOptions {
@@ -43,7 +46,7 @@ pub struct JobOptions {
     pub checkpoint_timeout_ms: u64,
     /// `execution.checkpointing.min-pause` in ms.
     pub checkpoint_min_pause_ms: u64,
-    /// `execution.checkpointing.num-retained`.
+    /// `execution.checkpointing.num-retained`, at most [`CHECKPOINTS_RETAINED_MAX`].
     pub checkpoints_retained: u32,
     /// `execution.checkpointing.tolerable-failed-checkpoints`; none: any number (a failed checkpoint never kills a
     /// healthy job unless its tolerance says so).

@@ -1,7 +1,7 @@
 //! Each limit as its users meet it: what is refused, what is said about it, and that the job goes on.
 
 use serde_json::{Value, json};
-use weir_integration_tests::cluster::Cluster;
+use weir_integration_tests::cluster::{Cluster, DEADLINE};
 use weir_integration_tests::jobs::job_until;
 use weir_proto::pb::client::v1::JobState;
 
@@ -189,4 +189,22 @@ async fn a_cancelled_checkpoint_is_no_failure_of_a_job_that_tolerates_none() {
     })
     .await;
     settles(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_keeps_more_checkpoints_than_a_reader_group_keeps_for_users() {
+    let cluster = cluster(1, 1);
+    append(&cluster, "test/in", &readings(0, 1_000));
+    submit(&cluster, &totals_script("10 ms"), &["--set", "execution.checkpointing.num-retained=66"]);
+    let retained = async {
+        loop {
+            let quota = cluster.weir_json(&["quota", "show", "cluster"]);
+            if quota["dimensions"]["retained_checkpoints"]["used"] == 66 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, retained).await.expect("as many as it was told to keep");
+    assert_eq!(cluster.weir_json(&["snapshots", "list", "--failed"]), json!([]));
 }
