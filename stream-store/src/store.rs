@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{Appended, Isolation, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
+use weir_types::store::{Appended, Isolation, Pin, PinHold, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
@@ -271,6 +271,16 @@ impl Store {
     /// `NOT_FOUND`.
     pub fn pins(&self, name: &StreamName) -> Result<Vec<Pin>> {
         Ok(self.inner.stream(name)?.pins())
+    }
+
+    /// The stream's pins, by holder, with what each keeps from being deleted.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn holds(&self, name: &StreamName) -> Result<Vec<(Pin, PinHold)>> {
+        let stream = self.inner.stream(name)?;
+        let pins = stream.pins().into_iter();
+        Ok(pins.map(|pin| (pin.clone(), stream.held_by(&pin))).collect())
     }
 
     /// Pins of all streams that forced truncations have passed and whose holders have not dropped them.

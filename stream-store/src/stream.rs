@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
 use weir_types::snapshot::SnapshotKind;
-use weir_types::store::{PartitionInfo, Pin, RecordFormat, StreamInfo, StreamOptions, TruncateReport};
+use weir_types::store::{PartitionInfo, Pin, PinHold, RecordFormat, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -256,6 +256,16 @@ impl StreamState {
 
     pub(crate) fn pins(&self) -> Vec<Pin> {
         self.pins.lock().values().cloned().collect()
+    }
+
+    /// What a pin keeps from being deleted: records, and the bytes of the segments that they are in.
+    pub(crate) fn held_by(&self, pin: &Pin) -> PinHold {
+        let cut = pin.cut.0.iter().filter(|_| pin.holds());
+        let held = cut.filter_map(|(id, offset)| Some(self.partition(*id).ok()?.held_from(*offset)));
+        held.fold(PinHold::default(), |sum, (records, bytes)| PinHold {
+            records: sum.records + records,
+            bytes: sum.bytes + bytes,
+        })
     }
 
     /// Makes a pin, or moves the holder's.

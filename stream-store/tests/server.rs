@@ -13,7 +13,7 @@ use weir_stream_store::{RecordBlock, RecordBlockBuilder};
 use weir_types::Code;
 use weir_types::error::Facts;
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{Pin, ProducerStamp, StreamOptions};
+use weir_types::store::{Pin, PinHold, ProducerStamp, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 
 use support::Server;
@@ -218,6 +218,9 @@ async fn truncation_stops_at_a_pin_and_readers_below_the_head_are_told() {
     client.append(&name(), PartitionId(0), &block(&["0", "1", "2", "3"]), None).await.unwrap();
     let holder = PinHolder::new("sp-1").unwrap();
     client.pin(&name(), &holder, &cut(&[(0, 1)])).await.unwrap();
+    let [(held, hold)] = &client.holds(&name()).await.unwrap()[..] else { panic!("there is one pin") };
+    let stored = client.describe_stream(&name()).await.unwrap().partitions[0].bytes;
+    assert_eq!((&held.holder, *hold), (&holder, PinHold { records: 3, bytes: stored }), "segments go as a whole");
     let refused = client.truncate(&name(), &cut(&[(0, 2)]), false).await.unwrap_err();
     assert_eq!(refused.code, Code::FailedPrecondition);
     assert!(refused.message.contains("sp-1"), "{refused}");
@@ -227,6 +230,7 @@ async fn truncation_stops_at_a_pin_and_readers_below_the_head_are_told() {
     let [broken] = &forced.overrun[..] else { panic!("one pin was in the way: {forced:?}") };
     assert_eq!((&broken.holder, &broken.cut, broken.holds()), (&holder, &cut(&[(0, 1)]), false));
     assert_eq!(client.broken_pins().await.unwrap(), [(name(), broken.clone())]);
+    assert_eq!(client.holds(&name()).await.unwrap(), [(broken.clone(), PinHold::default())]);
     let mut reader = Reader::open(&client, &name(), cut(&[(0, 0)]), ReaderOptions::default());
     let error = reader.next().await.unwrap_err();
     assert_eq!(error.code, Code::OffsetTruncated);

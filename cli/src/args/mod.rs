@@ -316,6 +316,11 @@ pub(crate) enum StreamCommand {
         /// `scope/stream`
         stream: String,
     },
+    /// List who needs a stream's records: from where on, and how much that keeps from being deleted
+    Pins {
+        /// `scope/stream`
+        stream: String,
+    },
     /// Append records, one a line, from a file or standard input
     Append(AppendArgs),
     /// Print records

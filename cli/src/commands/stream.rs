@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use weir_stream_store::client::{Producer, ProducerOptions, Reader, ReaderOptions, StoreClient};
 use weir_types::ids::PartitionId;
-use weir_types::store::{Durability, PartitionInfo, Retention, StreamInfo, StreamOptions};
+use weir_types::store::{Durability, PartitionInfo, Pin, PinHold, Retention, StreamInfo, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, Error, Result};
 
@@ -39,6 +39,7 @@ pub(crate) async fn run(global: &Global, command: StreamCommand) -> Result<()> {
         }
         StreamCommand::List => list(global, &store.list_streams(None).await?),
         StreamCommand::Describe { stream } => print_stream(global, &store.describe_stream(&stream.parse()?).await?),
+        StreamCommand::Pins { stream } => print_pins(global, &store.holds(&stream.parse()?).await?),
         StreamCommand::Append(args) => append(global, &store, args).await,
         StreamCommand::Read(args) => stream_read::read(global, &store, args).await,
         StreamCommand::Transactions(command) => transactions::run(global, &store, command).await,
@@ -104,6 +105,30 @@ fn print_stream(global: &Global, info: &StreamInfo) -> Result<()> {
         text += &format!(", kept for {}", weir_service::units::TimeSpan(Duration::from_millis(age)));
     }
     output::print(&format!("{text}\n\n{table}"))
+}
+
+fn print_pins(global: &Global, pins: &[(Pin, PinHold)]) -> Result<()> {
+    if global.json {
+        let pin = |(pin, held): &(Pin, PinHold)| {
+            json!({
+                "holder": pin.holder, "cut": pin.cut, "held_records": held.records, "held_bytes": held.bytes,
+                "created_at_ms": pin.created_at_ms, "broken_at_ms": pin.broken_at_ms,
+            })
+        };
+        return output::print_json(&pins.iter().map(pin).collect());
+    }
+    let rows = pins.iter().map(|(pin, held)| {
+        let cut: Vec<_> = pin.cut.0.iter().map(|(partition, offset)| format!("{partition}={offset}")).collect();
+        vec![
+            pin.holder.to_string(),
+            cut.join(" "),
+            count(held.records),
+            bytes(held.bytes),
+            time::moment(pin.created_at_ms),
+            time::moment(pin.broken_at_ms.unwrap_or_default()),
+        ]
+    });
+    output::print(&output::table(&["holder", "cut", "records held", "size held", "since", "broken"], &[2, 3], rows))
 }
 
 async fn truncate(global: &Global, store: &StoreClient, stream: &str, before: &[String], force: bool) -> Result<()> {

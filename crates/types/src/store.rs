@@ -192,6 +192,15 @@ impl Pin {
     }
 }
 
+/// What a pin keeps from being deleted, from its cut to the end of the stream; nothing if it is broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinHold {
+    /// Records.
+    pub records: u64,
+    /// Bytes on disk of the segments that they are in: a segment is deleted as a whole.
+    pub bytes: u64,
+}
+
 /// What a truncation did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TruncateReport {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId, TransactionNumber};
 use weir_types::store::{
-    Appended, Durability, Isolation, PartitionInfo, Pin, ProducerStamp, RecordFormat, Retention, StreamInfo,
+    Appended, Durability, Isolation, PartitionInfo, Pin, PinHold, ProducerStamp, RecordFormat, Retention, StreamInfo,
     StreamOptions, TruncateReport,
 };
 use weir_types::stream::{Offset, StreamCut};
@@ -173,6 +173,20 @@ impl From<&Pin> for pb::Pin {
             created_at_ms: *created_at_ms,
             broken_at_ms: *broken_at_ms,
         }
+    }
+}
+
+impl From<PinHold> for pb::PinHold {
+    fn from(hold: PinHold) -> Self {
+        let PinHold { records, bytes } = hold;
+        Self { records, bytes }
+    }
+}
+
+impl From<pb::PinHold> for PinHold {
+    fn from(hold: pb::PinHold) -> Self {
+        let pb::PinHold { records, bytes } = hold;
+        Self { records, bytes }
     }
 }
 

@@ -46,7 +46,7 @@ use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_client::StreamsClient;
 use weir_proto::{from_status, pb::common::v1 as common};
 use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
-use weir_types::store::{Appended, Pin, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
+use weir_types::store::{Appended, Pin, PinHold, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::{Error, Result};
 
@@ -237,6 +237,16 @@ impl StoreClient {
     pub async fn pins(&self, name: &StreamName) -> Result<Vec<Pin>> {
         let reply = call(self.streams().list_pins(stream_ref(name))).await?;
         reply.pins.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// The stream's pins, by holder, with what each keeps from being deleted.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn holds(&self, name: &StreamName) -> Result<Vec<(Pin, PinHold)>> {
+        let pb::ListPinsReply { pins, holds } = call(self.streams().list_pins(stream_ref(name))).await?;
+        let holds = holds.into_iter().map(PinHold::from).chain(std::iter::repeat(PinHold::default()));
+        pins.into_iter().zip(holds).map(|(pin, hold)| Ok((pin.try_into()?, hold))).collect()
     }
 
     /// Pins of all streams that forced truncations have passed and whose holders have not dropped them.

@@ -152,6 +152,14 @@ impl Partition {
         view.sealed.iter().chain([&view.active]).map(|segment| segment.len).sum()
     }
 
+    /// Records from an offset on, and the bytes of the segments that they are in.
+    pub(crate) fn held_from(&self, offset: Offset) -> (u64, u64) {
+        let view = self.view.read();
+        let segments = view.sealed.iter().chain([&view.active]).filter(|segment| segment.end > offset);
+        let records = view.active.end.0.saturating_sub(offset.max(view.head).0);
+        (records, segments.map(|segment| segment.len).sum())
+    }
+
     /// The closed segments, oldest first, for retention to judge.
     pub(crate) fn sealed(&self) -> Vec<Summary> {
         self.view.read().sealed.iter().copied().collect()

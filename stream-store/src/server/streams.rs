@@ -169,8 +169,9 @@ impl Streams for StreamsService {
 
     async fn list_pins(&self, request: Request<pb::StreamRef>) -> Result<Response<pb::ListPinsReply>, Status> {
         let name = stream_name(&request.into_inner().stream)?;
-        let pins = self.0.store.pins(&name).map_err(status)?;
-        Ok(Response::new(pb::ListPinsReply { pins: pins.iter().map(Into::into).collect() }))
+        let (pins, holds): (Vec<_>, Vec<_>) = self.0.store.holds(&name).map_err(status)?.into_iter().unzip();
+        let holds = holds.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::ListPinsReply { pins: pins.iter().map(Into::into).collect(), holds }))
     }
 
     async fn list_broken_pins(
