@@ -38,6 +38,14 @@ pub(crate) enum Event {
     Request(Request),
     /// A script was planned and its sources were looked at.
     Planned { request: RequestId, answer: Answer<pb::SubmitReply>, planned: Result<Box<NewJob>> },
+    /// A restore was planned that is only shown.
+    RestorePlanned {
+        snapshot: Option<SnapshotId>,
+        planned: Result<pb::PlanRestoreReply, Unprepared>,
+        to: Answer<pb::PlanRestoreReply>,
+    },
+    /// A restore cannot be planned.
+    Unrestorable { snapshot: Option<SnapshotId>, why: Unprepared, refused: RefusedRestore },
     /// All that an attempt needs was read.
     Prepared { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Prepared, Unprepared> },
     /// A step of a snapshot is done.
@@ -105,6 +113,15 @@ impl From<Error> for Unprepared {
     }
 }
 
+/// Who is told that a snapshot cannot be restored.
+#[derive(Debug)]
+pub(crate) enum RefusedRestore {
+    /// Who wanted to see the plan.
+    Plan(Answer<pb::PlanRestoreReply>),
+    /// Who submitted a job.
+    Submission(RequestId, Answer<pb::SubmitReply>),
+}
+
 /// What clients want.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -120,13 +137,13 @@ pub(crate) enum Request {
     Stop(pb::StopJobRequest, Answer<pb::Snapshot>),
     Rescale(pb::RescaleJobRequest, Answer<pb::RescaleJobReply>),
     Snapshots(pb::ListSnapshotsRequest, Answer<pb::ListSnapshotsReply>),
-    Snapshot(String, Answer<pb::Snapshot>),
-    CancelSnapshot(String, Answer<pb::Snapshot>),
+    Snapshot(pb::SnapshotRequest, Answer<pb::Snapshot>),
+    CancelSnapshot(pb::SnapshotRequest, Answer<pb::Snapshot>),
     Progress(String, Answer<pb::SnapshotProgress>),
     SetQuota(pb::SetQuotaRequest, Answer<pb::SetQuotaReply>),
     Quotas(pb::ListQuotasRequest, Answer<pb::ListQuotasReply>),
-    Explain(String, Answer<pb::SnapshotExplanation>),
-    Verify(String, Answer<pb::VerifySnapshotReply>),
+    Explain(pb::SnapshotRequest, Answer<pb::SnapshotExplanation>),
+    Verify(pb::SnapshotRequest, Answer<pb::VerifySnapshotReply>),
     Delete(pb::DeleteSnapshotRequest, Answer<pb::DeleteSnapshotReply>),
     Import(pb::ImportSnapshotRequest, Answer<pb::Snapshot>),
     Annotate(pb::AnnotateSnapshotRequest, Answer<pb::Snapshot>),

@@ -1,26 +1,29 @@
-//! Pins that were broken: whoever forces a truncation past the pin of a snapshot takes from it what it goes on from.
+//! Pins that were broken: whoever forces a truncation past the pin of a snapshot, or deletes a pinned stream by force, takes
+//! from the snapshot what it goes on from.
 //!
-//! The store remembers broken pins until their holders drop them, so that nothing is missed while no JobManager runs. This
-//! looks for them now and then, and tells the leader which snapshots have really lost something.
+//! The store remembers broken pins until their holders drop them, so that nothing is missed while no JobManager runs; that a
+//! stream is gone shows by itself. This looks for both now and then, and tells the leader which snapshots have really lost
+//! something.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use weir_coordination::metadata::SnapshotEntry;
+use weir_coordination::metadata::{JobRecord, SnapshotEntry, SourceRecord};
 use weir_replication::Node;
 use weir_service::Shutdown;
 use weir_stream_store::client::StoreClient;
-use weir_types::Result;
-use weir_types::ids::SnapshotId;
+use weir_types::ids::{JobId, SnapshotId};
 use weir_types::snapshot::SnapshotState;
 use weir_types::store::Pin;
 use weir_types::stream::StreamName;
+use weir_types::{Code, Result};
 
 use crate::event::Event;
+use crate::extents;
 use crate::metadata::Machine;
-use crate::sources;
 
-/// How often it looks: one short call.
+/// How often it looks: one short call, and one for each stream that a snapshot goes on from.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks for broken pins.
@@ -54,6 +57,44 @@ impl PinWatch {
                 return Ok(());
             }
         }
+        self.look_for_missing_streams().await
+    }
+
+    async fn look_for_missing_streams(&self) -> Result<()> {
+        let wanted: BTreeSet<StreamName> = self.node.read(|machine| {
+            let state = &machine.0;
+            let restorable = state.snapshots.values().filter(|entry| entry.is_complete_and_whole());
+            let jobs: BTreeSet<&JobId> = restorable.map(|entry| &entry.job).collect();
+            let sources = jobs.into_iter().filter_map(|job| state.jobs.get(job)).flat_map(|job| &job.sources);
+            sources.filter_map(|source| Some(source.group.as_ref()?.stream.clone())).collect()
+        });
+        for stream in wanted {
+            match self.store.describe_stream(&stream).await {
+                Err(error) if error.code == Code::NotFound => self.report_missing(&stream).await?,
+                // Damage of a stream is its readers' to find.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn report_missing(&self, stream: &StreamName) -> Result<()> {
+        let reads = |job: &JobRecord| {
+            job.sources.iter().any(|source| source.group.as_ref().is_some_and(|group| group.stream == *stream))
+        };
+        let holders: Vec<(SnapshotEntry, Vec<SourceRecord>)> = self.node.read(|machine| {
+            let state = &machine.0;
+            let whole = state.snapshots.values().filter(|entry| entry.is_complete_and_whole());
+            let reading = whole.filter_map(|entry| Some((entry, state.jobs.get(&entry.job).filter(|job| reads(job))?)));
+            reading.map(|(entry, job)| (entry.clone(), job.sources.clone())).collect()
+        });
+        for (entry, sources) in holders {
+            let Some(reason) = extents::deleted(&self.store, &sources, &entry.sources).await? else { continue };
+            let event = Event::CutOff { job: entry.job, snapshot: entry.id, reason };
+            if self.events.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
         Ok(())
     }
 
@@ -69,7 +110,7 @@ impl PinWatch {
             counts.then(|| (entry.clone(), sources))
         });
         let Some((entry, sources)) = found else { return Ok(None) };
-        let lost = sources::lost(&self.store, &sources, &entry.sources).await?;
+        let lost = extents::lost(&self.store, &sources, &entry.sources).await?;
         let reason = lost.and_then(|error| error.detail);
         Ok(reason.map(|reason| {
             let at = chrono::DateTime::from_timestamp_millis(pin.broken_at_ms.unwrap_or(0) as i64);

@@ -16,6 +16,7 @@ use weir_types::ids::{JobId, RequestId};
 use weir_types::restore::RestorePlan;
 use weir_types::{Code, Error, Result};
 
+use crate::event::Unprepared;
 use crate::metadata::Machine;
 use crate::restore::{self, Restoring};
 use crate::sources::{self, Names};
@@ -64,8 +65,11 @@ pub(crate) async fn new_job(
     request: pb::SubmitRequest,
     restoring: Option<Restoring>,
     ended: &BTreeSet<JobId>,
-) -> Result<NewJob> {
+) -> Result<NewJob, Unprepared> {
     let (id, planned, graph) = script(planner, &request).await?;
+    if let Some(restoring) = &restoring {
+        restore::check_streams(store, restoring).await?;
+    }
     for warning in &planned.warnings {
         tracing::warn!(request = %request_id, warning, "the planner has a remark");
     }
@@ -102,8 +106,9 @@ pub(crate) async fn plan_restore(
     request: &pb::SubmitRequest,
     restoring: Restoring,
     ended: &BTreeSet<JobId>,
-) -> Result<RestorePlan> {
+) -> Result<RestorePlan, Unprepared> {
     let (id, planned, graph) = script(planner, request).await?;
+    restore::check_streams(store, &restoring).await?;
     let restoring = judged(node, restoring, request, &planned, &graph);
     let sources = sources::enumerate(store, &id, &graph, Names::LookOver(ended)).await?;
     Ok(restore::planned(store, &restoring, &graph, sources).await?.plan)

@@ -9,14 +9,16 @@ use weir_state::manifest::read_manifest;
 use weir_state::open_store;
 use weir_state::schema::{held_tables, kept_tables};
 use weir_stream_store::client::StoreClient;
-use weir_types::Result;
 use weir_types::graph::JobGraph;
 use weir_types::ids::OperatorUid;
 use weir_types::quota::{QuotaLevel, or_default};
 use weir_types::restore::ClaimMode;
+use weir_types::snapshot::SourcePositions;
+use weir_types::{Code, Error, Result};
 
+use crate::event::Unprepared;
 use crate::metadata::now;
-use crate::{sources, storage};
+use crate::{extents, storage};
 
 /// A restore as the leader knows it, before the snapshot was read.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Restoring {
     pub(crate) restored_from: Option<String>,
     /// What that job's operators were called.
     pub(crate) names: BTreeMap<OperatorUid, String>,
+    /// What that job read, and how far, if the catalogue knows.
+    pub(crate) read: Option<(Vec<SourceRecord>, Vec<SourcePositions>)>,
 }
 
 /// The job that is to start, as far as quotas and claims look at it.
@@ -55,6 +59,21 @@ impl Restoring {
     }
 }
 
+/// Refuses to go on from a stream that was deleted: there is nothing to plan with then.
+///
+/// # Errors
+/// [`Unprepared::CutOff`]; or if the store cannot say.
+pub(crate) async fn check_streams(store: &StoreClient, restoring: &Restoring) -> Result<(), Unprepared> {
+    let Some((records, positions)) = &restoring.read else { return Ok(()) };
+    match extents::deleted(store, records, positions).await? {
+        None => Ok(()),
+        Some(reason) => {
+            let error = Error::new(Code::OffsetTruncated, "the streams no longer hold what the snapshot goes on from");
+            Err(Unprepared::CutOff(error.with_detail(reason)))
+        }
+    }
+}
+
 /// Reads the snapshot and plans its restore into a job whose sources would begin at `sources`.
 ///
 /// # Errors
@@ -64,16 +83,17 @@ pub(crate) async fn planned(
     restoring: &Restoring,
     graph: &JobGraph,
     sources: Vec<SourceRecord>,
-) -> Result<Planned> {
+) -> Result<Planned, Unprepared> {
     let directory = restoring.record.directory.clone();
-    let (manifest, tables) = storage::blocking(move || {
+    let read = storage::blocking(move || {
         let files = open_store(&directory)?;
         let manifest = read_manifest(files.as_ref())?;
         let tables = held_tables(files.as_ref(), &manifest.operators, &types::name)?;
         Ok((manifest, tables))
-    })
-    .await?;
-    let extents = sources::extents(store, &sources).await?;
+    });
+    let damaged = |error| if storage::is_damage(&error) { Unprepared::Damaged(error) } else { error.into() };
+    let (manifest, tables) = read.await.map_err(damaged)?;
+    let extents = extents::extents(store, &sources).await?;
     let held = Held {
         entry: restoring.record.snapshot.clone(),
         directory: restoring.record.directory.clone(),

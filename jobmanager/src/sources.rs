@@ -6,14 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use weir_coordination::metadata::{JobRecord, ReaderGroup, SnapshotEntry, SourceRecord};
-use weir_coordination::restore::Extent;
 use weir_stream_store::client::StoreClient;
 use weir_types::connector::ConnectorKind;
 use weir_types::deployment::SplitAssignment;
-use weir_types::error::Facts;
 use weir_types::graph::{JobGraph, Operator, OperatorSpec, SourceSpec};
 use weir_types::group::{CheckpointOwner, GroupActor, GroupLimits, GroupMode, GroupSpec, GroupStart};
-use weir_types::ids::{Attempt, GroupName, JobId, OperatorUid, PartitionId, PinHolder, ReaderId, SnapshotId};
+use weir_types::ids::{Attempt, GroupName, JobId, PartitionId, PinHolder, ReaderId, SnapshotId};
 use weir_types::snapshot::{SnapshotKind, SourcePositions, SplitPosition};
 use weir_types::splits;
 use weir_types::store::{Isolation, PartitionInfo};
@@ -187,56 +185,8 @@ async fn partitions(
     Ok((info.partitions.iter().map(split).collect(), ReaderGroup { name, stream }))
 }
 
-/// What the streams of these sources hold, by source and split.
-pub(crate) async fn extents(
-    store: &StoreClient,
-    records: &[SourceRecord],
-) -> Result<BTreeMap<OperatorUid, BTreeMap<String, Extent>>> {
-    let mut extents = BTreeMap::new();
-    for (source, group) in groups(records) {
-        let partitions = store.describe_stream(&group.stream).await?.partitions;
-        let extent = |found: &PartitionInfo| {
-            (splits::partition_split(found.partition), Extent { head: found.head.0, end: found.end.0 })
-        };
-        extents.insert(source.uid.clone(), partitions.iter().map(extent).collect());
-    }
-    Ok(extents)
-}
-
-/// What the streams no longer hold of what would have to be read from these positions on; none: it is all there.
-///
-/// # Errors
-/// If the store cannot say.
-pub(crate) async fn lost(
-    store: &StoreClient,
-    records: &[SourceRecord],
-    positions: &[SourcePositions],
-) -> Result<Option<Error>> {
-    let extents = extents(store, records).await?;
-    let mut lost = Vec::new();
-    let mut highest = Offset(0);
-    let splits = positions.iter().flat_map(|source| source.splits.iter().map(|split| (&source.uid, split)));
-    for (uid, position) in splits.filter(|(_, position)| !position.finished) {
-        let extent = extents.get(uid).and_then(|splits| splits.get(&position.split));
-        let Some(head) = extent.map(|extent| extent.head).filter(|head| position.offset < *head) else { continue };
-        let stream = records.iter().find(|source| source.uid == *uid).and_then(|source| source.group.as_ref());
-        let stream = stream.map(|group| group.stream.to_string()).unwrap_or_default();
-        let (partition, at) = (splits::parse_partition(&position.split)?, position.offset);
-        let gone = head - at;
-        lost.push(format!(
-            "stream {stream} no longer holds what it goes on from: partition {partition} begins at {head}, the snapshot \
-             is at {at}: {gone} records are gone"
-        ));
-        highest = highest.max(Offset(head));
-    }
-    if lost.is_empty() {
-        return Ok(None);
-    }
-    let error = Error::new(Code::OffsetTruncated, "the streams no longer hold what the snapshot goes on from");
-    Ok(Some(error.with_detail(lost.join("; ")).with_facts(Facts::OffsetTruncated { head: highest })))
-}
-
-fn groups(records: &[SourceRecord]) -> impl Iterator<Item = (&SourceRecord, &ReaderGroup)> {
+/// The sources that read streams, with their groups.
+pub(crate) fn groups(records: &[SourceRecord]) -> impl Iterator<Item = (&SourceRecord, &ReaderGroup)> {
     records.iter().filter_map(|source| Some((source, source.group.as_ref()?)))
 }
 
@@ -301,7 +251,7 @@ pub(crate) async fn assign_groups(
             name: group.name.clone(),
             stream: group.stream.clone(),
             mode: GroupMode::Managed { job: job.id.clone() },
-            limits: GroupLimits::default(),
+            limits: limits(job),
             start: GroupStart::Cut(positions.clone()),
         };
         store.create_group(&spec).await?;
@@ -313,6 +263,13 @@ pub(crate) async fn assign_groups(
         store.assign_partitions(&group.name, &job.id, attempt, &owners, &positions).await?;
     }
     Ok(())
+}
+
+/// The limits of a job's groups: room for the checkpoints that the job keeps besides those of users.
+fn limits(job: &JobRecord) -> GroupLimits {
+    let limits = GroupLimits::default();
+    let own = u32::try_from(job.checkpoints_retained()).unwrap_or(u32::MAX);
+    GroupLimits { max_retained_checkpoints: limits.max_retained_checkpoints.saturating_add(own), ..limits }
 }
 
 /// Starts the groups' checkpoints and pins what the snapshot may need. A refusal by one of them is the answer.

@@ -82,6 +82,8 @@ pub(crate) fn contents(manifest: Manifest) -> Contents {
             }),
         }
     }
+    // Each subtask has named its own.
+    contents.sources.iter_mut().for_each(|source| source.splits.sort_by(|a, b| a.split.cmp(&b.split)));
     contents
 }
 

@@ -17,7 +17,7 @@ use weir_types::{Code, Error, Result};
 use super::{Leader, Then};
 use crate::event::{Event, Prepared, Unprepared};
 use crate::metadata::now;
-use crate::{sources, storage};
+use crate::{extents, sources, storage};
 
 impl Leader {
     /// Lets the scheduler decide, and carries out what it says.
@@ -214,7 +214,7 @@ async fn prepare(
         let position =
             |of: &SplitAssignment| SourcePositions { uid: of.uid.clone(), splits: vec![of.position.clone()] };
         let positions: Vec<_> = splits.iter().map(position).collect();
-        if let Some(lost) = sources::lost(store, &record.sources, &positions).await? {
+        if let Some(lost) = extents::lost(store, &record.sources, &positions).await? {
             return Err(Unprepared::CutOff(lost));
         }
     }

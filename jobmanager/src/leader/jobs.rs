@@ -12,7 +12,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, StopMode};
 use weir_types::{Code, Error, Result};
 
 use super::{Leader, LiveJob, Then, answer};
-use crate::event::{Answer, Event, Request};
+use crate::event::{Answer, Event, RefusedRestore, Request};
 use crate::planning;
 use crate::sources;
 
@@ -39,16 +39,16 @@ impl Leader {
             Request::Stop(request, to) => self.stop(request, to),
             Request::Rescale(request, to) => self.rescale(&request, to),
             Request::Snapshots(request, to) => answer(to, self.snapshots_view(&request)),
-            Request::Explain(snapshot, to) => self.explain(&snapshot, to),
-            Request::Snapshot(snapshot, to) => answer(to, self.describe_snapshot(&snapshot)),
-            Request::CancelSnapshot(snapshot, to) => {
-                let cancelled = self.cancel_snapshot(&snapshot);
+            Request::Explain(wanted, to) => self.explain(&wanted, to),
+            Request::Snapshot(wanted, to) => answer(to, self.describe_snapshot(&wanted)),
+            Request::CancelSnapshot(wanted, to) => {
+                let cancelled = self.cancel_snapshot(&wanted);
                 answer(to, cancelled);
             }
             Request::Progress(request, to) => answer(to, self.request_view(&request)),
             Request::SetQuota(request, to) => self.set_quota(request, to),
             Request::Quotas(request, to) => answer(to, self.quotas_view(&request)),
-            Request::Verify(snapshot, to) => self.verify(&snapshot, to),
+            Request::Verify(wanted, to) => self.verify(&wanted, to),
             Request::Delete(request, to) => self.delete(request, to),
             Request::Import(request, to) => self.import(request, to),
             Request::Annotate(request, to) => self.annotate(request, to),
@@ -95,9 +95,12 @@ impl Leader {
         self.planning.insert(id.clone(), Vec::new());
         let (planner, store, node) = (self.planner.clone(), self.store.clone(), self.node.clone());
         let ended = self.ended_jobs();
+        let snapshot = restore.as_ref().and_then(|restore| restore.record.snapshot.clone());
         self.work(async move {
-            let planned = planning::new_job(&planner, &store, &node, id.clone(), request, restore, &ended).await;
-            Event::Planned { request: id, answer: to, planned: planned.map(Box::new) }
+            match planning::new_job(&planner, &store, &node, id.clone(), request, restore, &ended).await {
+                Ok(job) => Event::Planned { request: id, answer: to, planned: Ok(Box::new(job)) },
+                Err(why) => Event::Unrestorable { snapshot, why, refused: RefusedRestore::Submission(id, to) },
+            }
         });
     }
 

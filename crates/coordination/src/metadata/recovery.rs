@@ -163,6 +163,11 @@ impl SnapshotEntry {
         self.verified.as_ref()?.damage.as_ref()
     }
 
+    /// Whether it is complete, and as far as is known can be restored.
+    pub fn is_complete_and_whole(&self) -> bool {
+        self.state == SnapshotState::Completed && self.unrestorable.is_none() && self.damage().is_none()
+    }
+
     /// Why a completed snapshot cannot be restored, in words; none: as far as is known it can.
     pub fn fault(&self) -> Option<String> {
         match (self.state, &self.unrestorable, self.damage()) {
