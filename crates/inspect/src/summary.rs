@@ -176,8 +176,8 @@ pub fn summarise(snapshot: &Snapshot, depth: Depth) -> Result<Summary> {
 fn table_summary(table: &Arc<Table>, ranges: Parallelism, heaviest: usize) -> Result<TableSummary> {
     let mut counts = vec![0_u64; ranges.get() as usize];
     let (mut keys, mut rows) = (0, 0);
-    // The lightest of the heaviest is on top.
-    let mut heavy: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
+    // The lightest of the heaviest is on top; of those that weigh the same, the last in the order of hashes.
+    let mut heavy: BinaryHeap<Reverse<(u64, Reverse<u64>)>> = BinaryHeap::new();
     let mut groups = HashGroups::new(table.scan(&[0])?, |_| Ok(()))?;
     while let Some(hash) = groups.peek() {
         let mut own = 0_u64;
@@ -189,7 +189,7 @@ fn table_summary(table: &Arc<Table>, ranges: Parallelism, heaviest: usize) -> Re
         rows += own;
         counts[subtask_of(hash, ranges).0 as usize] += own;
         if own > 1 {
-            heavy.push(Reverse((own, hash)));
+            heavy.push(Reverse((own, Reverse(hash))));
             if heavy.len() > heaviest {
                 heavy.pop();
             }
@@ -197,7 +197,7 @@ fn table_summary(table: &Arc<Table>, ranges: Parallelism, heaviest: usize) -> Re
     }
     let most = counts.iter().max().copied().unwrap_or_default();
     let skew = (rows > 0).then(|| most as f64 * counts.len() as f64 / rows as f64);
-    let mut heavy: Vec<(u64, u64)> = heavy.into_iter().map(|Reverse(entry)| entry).collect();
+    let mut heavy: Vec<(u64, u64)> = heavy.into_iter().map(|Reverse((rows, Reverse(hash)))| (rows, hash)).collect();
     heavy.sort_unstable_by_key(|&(rows, hash)| (Reverse(rows), hash));
     let named = heavy.into_iter().map(|(rows, hash)| Ok(HeavyKey { hash, rows, key: key_of(table, hash)? }));
     Ok(TableSummary {
