@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
+use weir_proto::pb::client::v1 as pb;
 use weir_service::config::{self, Config};
 use weir_types::quota::{QuotaLevel, check_namespace, check_owner};
 use weir_types::{Error, Result};
@@ -26,9 +27,25 @@ pub(crate) struct OwnerArgs {
 /// Where something is.
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub(crate) struct NamespaceArgs {
-    /// Namespace that the job is in; default: the configuration file's
+    /// Namespace that the job or snapshot is in; default: the configuration file's
     #[arg(long, env = "WEIR_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
+}
+
+/// What a user calls a snapshot, and where that is looked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    /// Id, unique prefix of an id, name, or absolute directory.
+    pub text: String,
+    /// Where names are looked for; none: everywhere.
+    pub namespace: Option<String>,
+}
+
+impl Named {
+    /// The request for it.
+    pub(crate) fn request(self) -> pb::SnapshotRequest {
+        pb::SnapshotRequest { request_id: String::new(), snapshot: self.text, namespace: self.namespace }
+    }
 }
 
 /// What is listed.

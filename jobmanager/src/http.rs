@@ -197,13 +197,18 @@ async fn list(door: &Door, wanted: pb::ListSnapshotsRequest) -> Reply {
 }
 
 async fn snapshot(State(door): State<Door>, Path(snapshot): Path<String>) -> Reply {
-    let snapshot = request(&door, |to| Request::Snapshot(snapshot, to)).await?;
+    let snapshot = request(&door, |to| Request::Snapshot(named(snapshot), to)).await?;
     Ok(axum::Json(snapshot_json(&snapshot)))
 }
 
 async fn explanation(State(door): State<Door>, Path(snapshot): Path<String>) -> Reply {
-    let explanation = request(&door, |to| Request::Explain(snapshot, to)).await?;
+    let explanation = request(&door, |to| Request::Explain(named(snapshot), to)).await?;
     Ok(axum::Json(explanation_json(&explanation)))
+}
+
+/// A snapshot of any namespace.
+fn named(snapshot: String) -> pb::SnapshotRequest {
+    pb::SnapshotRequest { snapshot, ..pb::SnapshotRequest::default() }
 }
 
 fn explanation_json(explanation: &pb::SnapshotExplanation) -> Value {

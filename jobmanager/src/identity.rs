@@ -45,10 +45,13 @@ claims! {
     TriggerSnapshotRequest: |request| &request.owner, given(&request.namespace);
     StopJobRequest: |request| &request.owner, given(&request.namespace);
     RescaleJobRequest: |request| "", given(&request.namespace);
-    DeleteSnapshotRequest: |request| &request.owner, "";
+    SnapshotRequest: |request| "", given(&request.namespace);
+    AnnotateSnapshotRequest: |request| "", given(&request.namespace);
+    DeleteSnapshotRequest: |request| &request.owner, given(&request.namespace);
     ImportSnapshotRequest: |request| &request.owner, &request.namespace;
     SetPolicyRequest: |request| &request.owner, "";
     RemovePolicyRequest: |request| &request.owner, "";
+    ListPoliciesRequest: |request| "", given(&request.namespace);
     JobRequest: |request| "", given(&request.namespace);
     ListJobsRequest: |request| "", given(&request.namespace);
     ListSnapshotsRequest: |request| given(&request.owner), given(&request.namespace);

@@ -17,6 +17,7 @@ use weir_types::snapshot::{SnapshotKind, StateFile};
 use weir_types::splits::SPLITS_MAX;
 use weir_types::{Code, Error, Result};
 
+use crate::stoppable::{Stop, Stoppable};
 use crate::storage::{self, blocking};
 
 /// What is copied at once.
@@ -53,17 +54,20 @@ pub(crate) fn check_directory(directory: &str) -> Result<()> {
 /// # Errors
 /// `NOT_FOUND` if there is none, or not all of it; `CORRUPT`; `UNSUPPORTED` for a newer format, and for Flink's;
 /// `FAILED_PRECONDITION` for a checkpoint, and for what was aborted.
-pub(crate) async fn examine(directory: String) -> Result<Examined> {
+/// Ends early when it is stopped.
+pub(crate) async fn examine(directory: String, stop: Stop) -> Result<Examined> {
     blocking(move || {
-        let store = open_store(&directory)?;
+        let store = Stoppable { store: open_store(&directory)?, stop: stop.clone() };
         // Regular files only: whoever opens a pipe waits for its other end.
         let names: BTreeSet<String> = store.list()?.into_iter().collect();
         if !names.contains(MANIFEST) {
             return Err(no_savepoint(&directory, &names));
         }
-        let manifest = read_manifest(store.as_ref())?;
+        let manifest = read_manifest(&store)?;
         check_manifest(&directory, &manifest, &names)?;
-        let manifest = verify_snapshot(store.as_ref())?;
+        let manifest = verify_snapshot(&store);
+        stop.check()?;
+        let manifest = manifest?;
         let origin = Origin {
             cluster: manifest.cluster.clone(),
             snapshot: manifest.snapshot.clone(),
@@ -125,23 +129,25 @@ fn check_manifest(directory: &str, manifest: &Manifest, names: &BTreeSet<String>
     Ok(())
 }
 
-/// Copies an admitted savepoint; what it holds. If that fails, no manifest is there, and none can appear.
-pub(crate) async fn copy(entry: SnapshotEntry, origin: Origin) -> Result<Contents> {
+/// Copies an admitted savepoint; what it holds. If that fails, or is stopped before the manifest is written, no manifest is
+/// there, and none can appear.
+pub(crate) async fn copy(entry: SnapshotEntry, origin: Origin, stop: Stop) -> Result<Contents> {
     let (from, to) = (origin.directory, entry.directory.clone());
     let nonce = entry.nonce.clone();
     let copied = blocking(move || {
-        let (source, target) = (open_store(&from)?, open_store(&to)?);
-        let manifest = read_manifest(source.as_ref())?;
+        let source = Stoppable { store: open_store(&from)?, stop: stop.clone() };
+        let target = Stoppable { store: open_store(&to)?, stop };
+        let manifest = read_manifest(&source)?;
         if manifest.nonce != nonce {
             return Err(Error::new(Code::FailedPrecondition, format!("{from} holds another savepoint by now")));
         }
         target.prepare()?;
         for file in manifest.files() {
-            copy_file(source.as_ref(), target.as_ref(), file)?;
+            copy_file(&source, &target, file)?;
         }
         target.sync()?;
         failpoint::reach("import.files");
-        publish_manifest(target.as_ref(), &manifest)?;
+        publish_manifest(&target, &manifest)?;
         failpoint::reach("import.manifest");
         let manifest_bytes = encoded_bytes(&manifest)?;
         Ok(Contents { manifest_bytes, ..storage::contents(manifest) })
@@ -183,6 +189,7 @@ mod tests {
     use weir_types::time::Millis;
 
     use super::*;
+    use crate::stoppable::Stopper;
 
     /// A manifest of an operator without files.
     fn manifest() -> Manifest {
@@ -222,12 +229,17 @@ mod tests {
         }
     }
 
+    async fn looked_at(directory: &str) -> Result<Examined> {
+        let stopper = Stopper::default();
+        examine(directory.to_owned(), stopper.token()).await
+    }
+
     async fn examined(manifest: &Manifest) -> Result<Examined> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().to_str().unwrap();
         std::fs::write(directory.path().join("a.state.arrow"), "abc").unwrap();
         publish_manifest(open_store(path).unwrap().as_ref(), manifest).unwrap();
-        examine(path.to_owned()).await
+        looked_at(path).await
     }
 
     #[tokio::test]
@@ -236,6 +248,16 @@ mod tests {
         let found = examined(&manifest).await.unwrap();
         assert_eq!((&found.manifest, found.bytes), (&manifest, encoded_bytes(&manifest).unwrap()));
         assert_eq!((found.origin.cluster, found.origin.snapshot), (manifest.cluster, manifest.snapshot));
+    }
+
+    #[tokio::test]
+    async fn what_is_stopped_ends_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap();
+        publish_manifest(open_store(path).unwrap().as_ref(), &manifest()).unwrap();
+        let stopper = Stopper::default();
+        stopper.stop(Error::new(Code::Cancelled, "enough"));
+        assert_eq!(examine(path.to_owned(), stopper.token()).await.unwrap_err().code, Code::Cancelled);
     }
 
     #[tokio::test]
@@ -285,13 +307,13 @@ mod tests {
         assert_eq!(examined(&checkpoint).await.unwrap_err().code, Code::FailedPrecondition);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().to_str().unwrap().to_owned();
-        assert_eq!(examine(path.clone()).await.unwrap_err().code, Code::NotFound);
+        assert_eq!(looked_at(&path).await.unwrap_err().code, Code::NotFound);
         // Opening what a link leads to, or a pipe, could wait for ever.
         std::os::unix::fs::symlink("/dev/zero", directory.path().join(MANIFEST)).unwrap();
-        assert_eq!(examine(path.clone()).await.unwrap_err().code, Code::NotFound);
+        assert_eq!(looked_at(&path).await.unwrap_err().code, Code::NotFound);
         std::fs::write(directory.path().join(FLINK), "").unwrap();
-        assert_eq!(examine(path).await.unwrap_err().code, Code::Unsupported);
-        assert_eq!(examine("s3://bucket/x".to_owned()).await.unwrap_err().code, Code::Unsupported);
+        assert_eq!(looked_at(&path).await.unwrap_err().code, Code::Unsupported);
+        assert_eq!(looked_at("s3://bucket/x").await.unwrap_err().code, Code::Unsupported);
         for hostile in ["", "relative", "/a/../b", "/a\nb", ".."] {
             assert_eq!(check_directory(hostile).unwrap_err().code, Code::InvalidArgument, "{hostile:?}");
         }

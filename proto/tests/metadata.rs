@@ -316,6 +316,7 @@ fn an_import_survives_the_log_and_its_snapshots() {
         barrier: BarrierId(7),
         nonce: Nonce("far".to_owned()),
         directory: "/d/9".to_owned(),
+        deadline: Millis(3_600_006),
         parallelism: Parallelism::ONE,
         plan_hash: "0123456789abcdef".to_owned(),
         bytes: 12,
@@ -329,6 +330,31 @@ fn an_import_survives_the_log_and_its_snapshots() {
     assert_eq!(read, state);
     let entry = &read.snapshots[&snapshot(Savepoint, 9)];
     assert_eq!((entry.origin.as_ref(), entry.trigger, entry.charged_bytes), (Some(&origin), Trigger::Import, 12));
+    assert_eq!(entry.deadline, Millis(3_600_006));
+}
+
+#[test]
+fn what_a_claimant_still_owes_survives_snapshots_of_the_log() {
+    let mut state = running();
+    take(&mut state, Checkpoint, 1);
+    state.apply(Millis(2), change(1, JobChange::Fail)).unwrap();
+    let id = snapshot(Checkpoint, 1);
+    let restore = RestoreRecord {
+        directory: "/d/1".into(),
+        snapshot: Some(id.clone()),
+        allow_non_restored_state: false,
+        claim: ClaimMode::Claim,
+    };
+    state.apply(Millis(3), new_job(2, None, Some(restore))).unwrap();
+    state.apply(Millis(4), change(2, JobChange::Cancel)).unwrap();
+    assert_eq!(state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap().retired, [id.clone()]);
+    let claim = state.snapshots[&id].claim.clone().unwrap();
+    state.apply(Millis(6), Command::Deleted { snapshot: id }).unwrap();
+    let read = decode_state(&encode_state(&state)).unwrap();
+    assert_eq!(read, state);
+    let owed: Vec<_> = read.shared.iter().map(|(_, _, file)| file.owed_by.clone().map(|by| by.job_name)).collect();
+    assert_eq!(owed, [Some(claim.job_name)]);
+    assert_eq!(read.usage(&QuotaLevel::Cluster), state.usage(&QuotaLevel::Cluster));
 }
 
 #[test]

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum, ValueHint};
 use weir_service::units::ByteSize;
 
+use super::snapshots::SnapshotArgs;
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InspectArgs {
-    /// Id or directory; a directory needs no cluster
-    pub snapshot: String,
+    #[command(flatten)]
+    pub snapshot: SnapshotArgs,
     /// Count rows in so many equal ranges of key hashes; default: the job's parallelism, which gives rows per subtask
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub ranges: Option<u32>,
@@ -19,8 +21,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct QueryArgs {
-    /// Id or directory; a directory needs no cluster
-    pub snapshot: String,
+    #[command(flatten)]
+    pub snapshot: SnapshotArgs,
     /// The query: tables are operator.table, or just the table's name if one operator has it, or in the schema `snapshot`
     #[arg(required_unless_present = "tables")]
     pub sql: Option<String>,
@@ -40,8 +42,8 @@ pub(crate) struct QueryArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ExportArgs {
-    /// Id or directory; a directory needs no cluster
-    pub snapshot: String,
+    #[command(flatten)]
+    pub snapshot: SnapshotArgs,
     /// The table, operator.table or just its name; may be repeated; default: all
     #[arg(short, long = "table", value_name = "TABLE")]
     pub tables: Vec<String>,

@@ -3,7 +3,7 @@
 use clap::{Args as ClapArgs, Subcommand};
 use weir_service::units::TimeSpan;
 
-use crate::identity::{NamespaceArgs, OwnerArgs};
+use crate::identity::{NamespaceArgs, OwnerArgs, ScopeArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -16,8 +16,8 @@ pub(crate) enum PolicyCommand {
         #[command(flatten)]
         namespace: NamespaceArgs,
     },
-    /// List all policies
-    List,
+    /// List policies
+    List(ScopeArgs),
     /// Remove a policy; nothing is deleted or taken because of it any more
     Remove {
         /// `job:NAMESPACE/NAME`, `job:NAME` or `namespace:NAME`

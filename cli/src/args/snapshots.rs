@@ -12,56 +12,45 @@ use crate::identity::{NamespaceArgs, OwnerArgs, ScopeArgs};
 pub(crate) enum SnapshotsCommand {
     /// List checkpoints and savepoints, failed and refused ones too
     List(ListArgs),
-    /// Give up one that is under way or waits for its turn; its files are deleted, its job goes on
-    Cancel {
-        /// Id or directory
-        snapshot: String,
-    },
+    /// Give up one that is under way or waits for its turn; its files are deleted, its job goes on. An import that is still
+    /// being looked at is named by the directory that it is looked at in
+    Cancel(SnapshotArgs),
     /// Show one with all that is known of it
     Show {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
+        #[command(flatten)]
+        snapshot: SnapshotArgs,
         /// Print the script of its job only
         #[arg(long)]
         query: bool,
     },
     /// Set labels (KEY=VALUE) and remove labels (KEY-)
     Label {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
+        #[command(flatten)]
+        snapshot: SnapshotArgs,
         /// `KEY=VALUE` sets a label, `KEY-` removes it
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         changes: Vec<String>,
     },
     /// Say something about a snapshot
     Note {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
+        #[command(flatten)]
+        snapshot: SnapshotArgs,
         /// The note; empty: none
         text: String,
     },
     /// Give a snapshot another name
     Rename {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
+        #[command(flatten)]
+        snapshot: SnapshotArgs,
         /// The name; empty: none
         name: String,
     },
     /// Keep a snapshot whatever policies say
-    Pin {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
-    },
+    Pin(SnapshotArgs),
     /// Let go of a pinned snapshot
-    Unpin {
-        /// Id, unique prefix of an id, name, or directory
-        snapshot: String,
-    },
-    /// Say what became of one and why: what every node said about it, in one timeline
-    Explain {
-        /// Id or directory; also the id of one that is gone
-        snapshot: String,
-    },
+    Unpin(SnapshotArgs),
+    /// Say what became of one and why: what every node said about it, in one timeline; also of one that is gone, by its id
+    Explain(SnapshotArgs),
     /// Copy a savepoint of another cluster into this one
     Import(ImportArgs),
     /// Delete snapshots and their files
@@ -81,19 +70,27 @@ pub(crate) enum SnapshotsCommand {
     Query(QueryArgs),
     /// Compare two: rows added, removed and changed per table, source progress
     Diff {
-        /// The earlier one: id or directory
+        /// The earlier one: id, unique prefix of an id, name, or directory
         from: String,
-        /// The later one: id or directory
+        /// The later one
         to: String,
+        #[command(flatten)]
+        namespace: NamespaceArgs,
     },
     /// Write state tables of one as CSV, JSON lines or Parquet
     Export(ExportArgs),
-    /// Read every byte of one and compare it with the checksums in its manifest
-    Verify {
-        /// Id, or directory: an id is verified by the JobManager, which enters the outcome into the catalogue; a directory is
-        /// read here and needs no cluster
-        snapshot: String,
-    },
+    /// Read every byte of one and compare it with the checksums in its manifest: a directory is read here and needs no
+    /// cluster, anything else by the JobManager, which enters the outcome into the catalogue
+    Verify(SnapshotArgs),
+}
+
+/// A snapshot that is meant.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct SnapshotArgs {
+    /// Id, unique prefix of an id, name, or directory
+    pub snapshot: String,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -117,6 +114,9 @@ pub(crate) struct ImportArgs {
     pub owner: OwnerArgs,
     #[command(flatten)]
     pub namespace: NamespaceArgs,
+    /// Give up after this long, reading and waiting included; default: 1h
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<TimeSpan>,
     /// Name of this request: given again, it finds what the first one has imported, and imports nothing
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
@@ -132,6 +132,8 @@ pub(crate) struct DeleteArgs {
     pub force: bool,
     #[command(flatten)]
     pub owner: OwnerArgs,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -37,7 +37,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::List { running, scheduled, all, scope } => jobs::list(global, running, scheduled, all, &scope).await,
         Command::Job(command) => jobs::job(global, command).await,
         Command::Savepoint { dispose: Some(snapshot), force, wait, .. } => {
-            snapshots::dispose(global, snapshot, force, &wait.owner).await
+            snapshots::dispose(global, snapshot, force, &wait).await
         }
         Command::Savepoint { job, directory, annotations, wait, .. } => {
             snapshots::savepoint(global, job.unwrap_or_default(), directory, annotations, wait).await

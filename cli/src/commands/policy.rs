@@ -22,7 +22,7 @@ pub(crate) async fn run(global: &Global, command: PolicyCommand) -> Result<()> {
         PolicyCommand::Show { level, namespace } => {
             show(global, Identity::load(global)?.level(&namespace, &level)?.to_string()).await
         }
-        PolicyCommand::List => list(global).await,
+        PolicyCommand::List(scope) => list(global, Identity::load(global)?.scope(&scope)?).await,
         PolicyCommand::Remove { level, owner, namespace } => {
             let identity = Identity::load(global)?;
             let level = identity.level(&namespace, &level)?.to_string();
@@ -53,7 +53,7 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
 }
 
 async fn show(global: &Global, level: String) -> Result<()> {
-    let request = pb::ListPoliciesRequest { level: Some(level) };
+    let request = pb::ListPoliciesRequest { level: Some(level), namespace: None };
     let mut jobmanager = connect::jobmanager(global).await?;
     let reply = jobmanager.list_policies(request).await.map_err(|status| from_status(&status))?.into_inner();
     let Some(policy) = reply.policies.first() else { return Ok(()) };
@@ -63,9 +63,9 @@ async fn show(global: &Global, level: String) -> Result<()> {
     output::print(&policy_text(policy))
 }
 
-async fn list(global: &Global) -> Result<()> {
+async fn list(global: &Global, namespace: Option<String>) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::ListPoliciesRequest { level: None };
+    let request = pb::ListPoliciesRequest { level: None, namespace };
     let reply = jobmanager.list_policies(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&json!(reply.policies.iter().map(policy_json).collect::<Vec<_>>()));

@@ -117,7 +117,7 @@ fn limits_table(quotas: &[pb::Quota], all: bool) -> String {
             let mut row = vec![
                 quota.level.clone(),
                 dimension.as_str().to_owned(),
-                amount(dimension, used),
+                amount(dimension, used.map(|used| rounded(dimension, used))),
                 amount(dimension, limit),
                 share(used, limit_of),
                 if set.get(dimension).is_some() {
@@ -148,6 +148,12 @@ fn used(quota: &pb::Quota, dimension: QuotaDimension) -> Option<u64> {
         QuotaDimension::MinimumInterval => quota.since_last_savepoint_ms,
         QuotaDimension::Age => quota.oldest_savepoint_ms,
     }
+}
+
+/// How long ago something was, in whole seconds; other amounts as they are.
+fn rounded(dimension: QuotaDimension, used: u64) -> u64 {
+    let is_span = matches!(dimension, QuotaDimension::MinimumInterval | QuotaDimension::Age);
+    if is_span && used >= 1_000 { used - used % 1_000 } else { used }
 }
 
 /// An amount in the dimension's unit.
@@ -230,7 +236,7 @@ mod tests {
             set: Some(pb::QuotaLimits { bytes: Some(3 << 20), ..Default::default() }),
             savepoints: 3,
             bytes: 1 << 20,
-            oldest_savepoint_ms: Some(90_000),
+            oldest_savepoint_ms: Some(90_123),
             ..Default::default()
         };
         let expected = "\

@@ -82,7 +82,11 @@ fn create(words: &[&str]) -> Command {
         namespace: value(words, "namespace").unwrap_or_default().to_owned(),
         graph: JobGraph {
             name: words[0].to_owned(),
-            options: JobOptions { checkpoints_retained: retained, ..JobOptions::default() },
+            options: JobOptions {
+                checkpoints_retained: retained,
+                checkpoint_interval_ms: (value(words, "interval") != Some("none")).then_some(10_000),
+                ..JobOptions::default()
+            },
             operators: vec![],
             edges: vec![],
             expression_version: String::new(),
@@ -180,6 +184,7 @@ fn commands(name: &str, words: &[&str]) -> Vec<Command> {
                 barrier: BarrierId(barrier),
                 nonce: nonce(words),
                 directory: format!("/d/{}", words[0]),
+                deadline: Millis(u64::MAX),
                 parallelism: Parallelism::ONE,
                 plan_hash: String::new(),
                 bytes: number(words, "bytes").unwrap_or(0),

@@ -108,6 +108,7 @@ impl Client {
             snapshot: snapshot.to_owned(),
             force: true,
             owner: self.name.clone(),
+            ..Default::default()
         };
         self.answer(|mut leader| {
             let request = request.clone();

@@ -9,6 +9,7 @@ use weir_integration_tests::oracle::{fold, tumble};
 use weir_proto::pb::client::v1::JobState;
 
 use crate::support::{append, drain, has_read, read, readings, submit, totals_script};
+use crate::usage;
 
 fn text<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().expect("a text")
@@ -241,4 +242,40 @@ async fn a_jobmanager_killed_between_any_two_steps_of_an_import_leaves_all_of_it
         swept.expect("everything is given back");
         assert_eq!(std::fs::read_dir(cluster.path("savepoints")).expect("a directory").count(), 0, "{step}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_waits_ends_at_its_deadline_or_when_it_is_cancelled() {
+    let cluster = usage::cluster(1, 1);
+    let savepoint = stopped(&cluster, &readings(0, 1_000)).await;
+    let kept = cluster.path("kept");
+    copy(text(&savepoint, "directory"), &kept);
+    cluster.weir_json(&["snapshots", "delete", "--force", text(&savepoint, "id")]);
+    let job = submit(&cluster, &totals_script("1 h"), &[]);
+    has_read(&cluster, &job, 1_000).await;
+    assert_eq!(cluster.weir(&["quota", "set", "cluster", "--in-flight", "1"]).code, 0);
+    cluster.freeze("tm-1");
+    let mut asked = cluster.weir_in_background(&["savepoint", &job]);
+    let in_flight = usage::listed_as(&cluster, "IN_PROGRESS").await;
+
+    let late = cluster.weir(&["snapshots", "import", &kept, "--timeout", "200ms"]);
+    let line = format!("error[TIMEOUT]: the import of {kept} took too long");
+    assert_eq!((late.code, late.stderr.lines().next()), (16, Some(&*line)));
+    let failed = usage::listed_as(&cluster, "FAILED").await;
+    assert_eq!((&failed["trigger"], &failed["failure"]["code"]), (&json!("import"), &json!("TIMEOUT")));
+
+    let mut waiting = cluster.weir_in_background(&["snapshots", "import", &kept]);
+    let queued = usage::listed_as(&cluster, "QUEUED").await;
+    let cancelled = cluster.weir(&["snapshots", "cancel", text(&queued, "id")]);
+    assert_eq!(cancelled.code, 0, "{}", cancelled.stderr);
+    assert_eq!(waiting.wait().expect("a child").code(), Some(18), "the code of CANCELLED");
+    let listed = cluster.weir_json(&["snapshots", "show", text(&queued, "id")]);
+    assert_eq!((&listed["state"], &listed["failure"]["code"]), (&json!("FAILED"), &json!("CANCELLED")));
+
+    assert_eq!(cluster.weir(&["snapshots", "cancel", text(&in_flight, "id")]).code, 0);
+    assert_eq!(asked.wait().expect("a child").code(), Some(18));
+    cluster.thaw("tm-1");
+    assert_eq!(usage::settles(&cluster).await, 0);
+    assert_eq!(cluster.weir(&["snapshots", "import", &kept]).code, 0, "there is room now");
+    usage::settles(&cluster).await;
 }

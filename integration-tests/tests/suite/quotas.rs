@@ -261,7 +261,7 @@ async fn snapshots_broken_off_at_random_leave_usage_equal_to_storage() {
                 let asked = pb::RequestRef { request_id: format!("round-{round}") };
                 let found = jobmanager.describe_request(asked).await;
                 if let Some(snapshot) = found.ok().and_then(|found| found.into_inner().snapshot) {
-                    let cancel = pb::SnapshotRequest { request_id: String::new(), snapshot: snapshot.id };
+                    let cancel = pb::SnapshotRequest { snapshot: snapshot.id, ..Default::default() };
                     let _too_late = jobmanager.cancel_snapshot(cancel).await;
                 }
             }

@@ -55,9 +55,9 @@ impl Leader {
     }
 
     /// One snapshot with its script and who needs it.
-    pub(super) fn describe_snapshot(&self, text: &str) -> Result<pb::Snapshot> {
+    pub(super) fn describe_snapshot(&self, wanted: &pb::SnapshotRequest) -> Result<pb::Snapshot> {
         self.state(|state| {
-            let entry = find(state, text)?;
+            let entry = find(state, &wanted.snapshot, wanted.namespace.as_deref())?;
             let mut view = self.view(state, entry);
             view.query = state.jobs.get(&entry.job).map(|job| job.sql.clone());
             view.evicted = evicted_for(state, &entry.id);
@@ -85,8 +85,10 @@ impl Leader {
     }
 
     pub(super) fn annotate(&mut self, request: pb::AnnotateSnapshotRequest, to: Answer<pb::Snapshot>) {
-        let found = request_id(&request.request_id)
-            .and_then(|id| self.state(|state| find(state, &request.snapshot).map(|entry| (entry.id.clone(), id))));
+        let namespace = request.namespace.as_deref();
+        let found = request_id(&request.request_id).and_then(|id| {
+            self.state(|state| find(state, &request.snapshot, namespace).map(|entry| (entry.id.clone(), id)))
+        });
         match found {
             Ok((snapshot, id)) => {
                 let change = request.into();
@@ -106,7 +108,10 @@ impl Leader {
         let answered = self.state(|state| state.requests.get(&id).and_then(|answered| answered.reply.clone().ok()));
         let found = match answered.and_then(|applied| applied.snapshot) {
             Some(snapshot) => Ok(snapshot),
-            None => self.state(|state| find(state, &request.snapshot).map(|entry| entry.id.clone())),
+            None => {
+                let namespace = request.namespace.as_deref();
+                self.state(|state| find(state, &request.snapshot, namespace).map(|entry| entry.id.clone()))
+            }
         };
         match found {
             Ok(snapshot) => {
@@ -219,11 +224,15 @@ fn check_no_link(directory: Option<&str>) -> Result<()> {
 }
 
 /// The entry that a user means; if it was deleted, the error says when and by whom.
-pub(super) fn find<'a>(state: &'a State, text: &str) -> Result<&'a SnapshotEntry> {
-    state.find_snapshot(text).map_err(|error| {
+pub(super) fn find<'a>(state: &'a State, text: &str, namespace: Option<&str>) -> Result<&'a SnapshotEntry> {
+    state.find_snapshot(text, namespace).map_err(|error| {
         let mut deleted = state.retention.deleted.iter().rev();
         let directory = text.trim_end_matches('/');
-        let record = deleted.find(|record| record.snapshot.as_str() == text || record.directory == directory);
+        let named = |record: &DeletedRecord| {
+            record.name.as_deref() == Some(text) && namespace.is_none_or(|namespace| record.namespace == namespace)
+        };
+        let record =
+            deleted.find(|record| record.snapshot.as_str() == text || record.directory == directory || named(record));
         match record.filter(|_| error.code == Code::NotFound) {
             Some(record) => Error::not_found(format!("snapshot {} was deleted", record.snapshot))
                 .with_detail(deletion_text(&record.deletion))

@@ -9,8 +9,8 @@ use crate::event::Answer;
 use crate::explain::{self, Subject};
 
 impl Leader {
-    pub(super) fn explain(&self, snapshot: &str, to: Answer<pb::SnapshotExplanation>) {
-        let subject = match self.subject(snapshot) {
+    pub(super) fn explain(&self, wanted: &pb::SnapshotRequest, to: Answer<pb::SnapshotExplanation>) {
+        let subject = match self.subject(&wanted.snapshot, wanted.namespace.as_deref()) {
             Ok(subject) => subject,
             Err(error) => return answer(to, Err(error)),
         };
@@ -18,8 +18,8 @@ impl Leader {
         tokio::spawn(async move { answer(to, explain::explain(subject).await) });
     }
 
-    fn subject(&self, snapshot: &str) -> Result<Subject, Error> {
-        let found = self.state(|state| state.find_snapshot(snapshot).cloned());
+    fn subject(&self, snapshot: &str, namespace: Option<&str>) -> Result<Subject, Error> {
+        let found = self.state(|state| state.find_snapshot(snapshot, namespace).cloned());
         // One that is gone may still be remembered by who had to do with it; only its id can name it.
         let id = match &found {
             Ok(entry) => entry.id.clone(),

@@ -50,7 +50,7 @@ use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 use crate::config::Config;
-use crate::event::{Answer, Draft, Event, Prepared};
+use crate::event::{Answer, Draft, Event, Prepared, RefusedRestore};
 use crate::explain::Hosts;
 use crate::gc::Collector;
 use crate::metadata::{Machine, now};
@@ -58,6 +58,7 @@ use crate::pins::PinWatch;
 use crate::planning::Planner;
 use fallback::Start;
 use grants::{Account, Amount};
+use imports::UnderWay;
 use rescale::Rescaling;
 use sessions::Session;
 use sweeps::Sweep;
@@ -99,9 +100,11 @@ enum Then {
     /// What a verification has found is entered.
     Verified(SnapshotId, Result<Box<Report>>),
     /// A savepoint of another cluster may be copied, or not.
-    Imported(RequestId, SnapshotId),
+    Imported(SnapshotId),
     /// It was copied, or has failed.
     ImportEnded(SnapshotId),
+    /// What keeps a snapshot from being restored is in the catalogue.
+    RestoreRefused(SnapshotId, Error, RefusedRestore),
     /// The limits of a level are set.
     QuotaSet(QuotaLevel, Answer<pb::SetQuotaReply>),
 }
@@ -160,9 +163,9 @@ pub(crate) struct Leader {
     /// Snapshots that an earlier JobManager left in flight and of which it is not known yet how they have ended, with the
     /// time of the next try; none: one is under way. Their jobs wait.
     unsettled: BTreeMap<SnapshotId, Option<Millis>>,
-    /// Imports that are being looked at or copied, and the requests for those that are in the catalogue.
-    importing: BTreeSet<RequestId>,
-    imports: BTreeMap<SnapshotId, RequestId>,
+    /// Imports that are being looked at, and those that are in the catalogue, or about to be.
+    examining: BTreeMap<RequestId, UnderWay>,
+    imports: BTreeMap<SnapshotId, UnderWay>,
     /// What the snapshots in flight may write.
     accounts: BTreeMap<SnapshotId, Account>,
     /// Failed snapshots whose files are not removed yet.
@@ -248,6 +251,8 @@ impl Leader {
             }
             Event::Request(request) => self.on_request(request),
             Event::Planned { request, answer, planned } => self.on_planned(request, answer, planned),
+            Event::RestorePlanned { snapshot, planned, to } => self.on_restore_planned(snapshot, planned, to),
+            Event::Unrestorable { snapshot, why, refused } => self.refuse_restore(snapshot, why, refused),
             Event::Prepared { job, attempt, placements, prepared } => {
                 self.on_prepared(job, attempt, placements, prepared);
             }
@@ -292,6 +297,7 @@ impl Leader {
         self.settle_due(now);
         self.sweep_due(now);
         self.release_due(now);
+        self.expire_imports(now);
         let again: Vec<_> = self.removals.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for snapshot in again {
             self.remove_snapshot(snapshot);
@@ -307,6 +313,7 @@ impl Leader {
             .chain(self.releases.values().copied().flatten())
             .chain(self.unsettled.values().copied().flatten())
             .chain(self.next_sweep())
+            .chain(self.next_import_deadline())
             .fold(self.heartbeat_at, Millis::min)
     }
 
@@ -353,7 +360,8 @@ impl Leader {
             Then::Reserved(job, snapshot) => self.on_reserved(&job, snapshot, reply),
             Then::Granted(snapshot, bytes, amount) => self.on_granted(&snapshot, bytes, amount, reply),
             Then::ManifestGranted(draft) => self.publish_draft(*draft, reply),
-            Then::Imported(request, snapshot) => self.on_imported(request, snapshot, reply),
+            Then::RestoreRefused(snapshot, error, refused) => self.on_restore_refused(&snapshot, error, refused),
+            Then::Imported(snapshot) => self.on_imported(snapshot, reply),
             Then::ImportEnded(snapshot) => self.on_import_ended(&snapshot, reply),
             Then::Settled(snapshot) => self.on_settlement_committed(&snapshot, reply),
             Then::QuotaSet(level, to) => self.on_quota_set(&level, reply, to),

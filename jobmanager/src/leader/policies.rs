@@ -87,7 +87,11 @@ impl Leader {
     pub(super) fn policies_view(&self, request: &pb::ListPoliciesRequest) -> Result<pb::ListPoliciesReply> {
         let levels: Vec<QuotaLevel> = match &request.level {
             Some(level) => vec![level.parse()?],
-            None => self.state(|state| state.retention.policies.keys().cloned().collect()),
+            None => {
+                let namespace = request.namespace.as_deref();
+                let lies_there = |level: &&QuotaLevel| namespace.is_none_or(|of| level.namespace() == Some(of));
+                self.state(|state| state.retention.policies.keys().filter(lies_there).cloned().collect())
+            }
         };
         let policies = levels.iter().map(|level| self.policy_view(level)).collect::<Result<_>>()?;
         Ok(pb::ListPoliciesReply { policies })

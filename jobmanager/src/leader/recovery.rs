@@ -87,7 +87,7 @@ impl Leader {
             removing: BTreeSet::new(),
             recovered: false,
             unsettled: BTreeMap::new(),
-            importing: BTreeSet::new(),
+            examining: BTreeMap::new(),
             imports: BTreeMap::new(),
             accounts: BTreeMap::new(),
             sweeps: BTreeMap::new(),

@@ -366,14 +366,22 @@ impl Leader {
     }
 
     /// Gives up a snapshot because a user wants that.
-    pub(super) fn cancel_snapshot(&mut self, snapshot: &str) -> Result<pb::Snapshot> {
-        let entry = self.state(|state| state.find_snapshot(snapshot).cloned())?;
+    pub(super) fn cancel_snapshot(&mut self, wanted: &pb::SnapshotRequest) -> Result<pb::Snapshot> {
+        let (snapshot, namespace) = (&wanted.snapshot, wanted.namespace.as_deref());
+        let entry = match self.state(|state| state.find_snapshot(snapshot, namespace).cloned()) {
+            Ok(entry) => entry,
+            Err(_) if self.cancel_examination(snapshot) => {
+                return Ok(pb::Snapshot { directory: snapshot.clone(), savepoint: true, ..pb::Snapshot::default() });
+            }
+            Err(error) => return Err(error),
+        };
         let over = |why: &str| Error::new(Code::FailedPrecondition, format!("snapshot {} {why}", entry.id));
         if !matches!(entry.state, SnapshotState::Queued | SnapshotState::InProgress) {
             return Err(over(&format!("is {} already", entry.state)));
         }
         if self.is_importing(&entry.id) {
-            return Err(over("is being imported").with_hint("Delete it once it is there."));
+            self.cancel_import(&entry.id);
+            return self.snapshot_view(&entry.id);
         }
         let can = self.jobs.get(&entry.job).is_some_and(|live| live.coordinator.can_cancel(&entry.id));
         if !can {

@@ -17,8 +17,9 @@ const VERIFYING_MAX: usize = 16;
 
 impl Leader {
     /// Verifies a snapshot of the catalogue, for everybody who asks meanwhile.
-    pub(super) fn verify(&mut self, text: &str, to: Answer<pb::VerifySnapshotReply>) {
-        let entry = match self.state(|state| verifiable(catalogue::find(state, text)?).cloned()) {
+    pub(super) fn verify(&mut self, wanted: &pb::SnapshotRequest, to: Answer<pb::VerifySnapshotReply>) {
+        let (text, namespace) = (&wanted.snapshot, wanted.namespace.as_deref());
+        let entry = match self.state(|state| verifiable(catalogue::find(state, text, namespace)?).cloned()) {
             Ok(entry) => entry,
             Err(error) => return answer(to, Err(error)),
         };

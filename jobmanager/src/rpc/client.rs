@@ -130,18 +130,21 @@ impl Client for Service {
     }
 
     async fn describe_snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::Snapshot(request.into_inner().snapshot, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Snapshot(request, answer)).await
     }
 
     async fn explain_snapshot(
         &self,
         request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<pb::SnapshotExplanation>, Status> {
-        self.ask(|answer| Asked::Explain(request.into_inner().snapshot, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Explain(request, answer)).await
     }
 
     async fn cancel_snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::CancelSnapshot(request.into_inner().snapshot, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::CancelSnapshot(request, answer)).await
     }
 
     async fn describe_request(
@@ -167,7 +170,8 @@ impl Client for Service {
         &self,
         request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<pb::VerifySnapshotReply>, Status> {
-        self.ask(|answer| Asked::Verify(request.into_inner().snapshot, answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Verify(request, answer)).await
     }
 
     async fn delete_snapshot(
@@ -190,7 +194,8 @@ impl Client for Service {
         &self,
         request: Request<pb::AnnotateSnapshotRequest>,
     ) -> Result<Response<pb::Snapshot>, Status> {
-        self.ask(|answer| Asked::Annotate(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Annotate(request, answer)).await
     }
 
     async fn list_deleted(
@@ -222,7 +227,8 @@ impl Client for Service {
         &self,
         request: Request<pb::ListPoliciesRequest>,
     ) -> Result<Response<pb::ListPoliciesReply>, Status> {
-        self.ask(|answer| Asked::Policies(request.into_inner(), answer)).await
+        let request = known(request)?;
+        self.ask(|answer| Asked::Policies(request, answer)).await
     }
 
     async fn list_members(

@@ -44,6 +44,7 @@ impl From<client::AnnotateSnapshotRequest> for AnnotationChange {
         let client::AnnotateSnapshotRequest {
             request_id: _,
             snapshot: _,
+            namespace: _,
             name,
             note,
             set_labels,

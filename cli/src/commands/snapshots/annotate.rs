@@ -4,12 +4,13 @@ use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
-use super::{local_path, view};
+use super::view;
 use crate::args::Global;
+use crate::identity::Named;
 use crate::{connect, output};
 
 /// `weir snapshots label ID KEY=VALUE KEY-`.
-pub(super) async fn label(global: &Global, snapshot: String, changes: Vec<String>) -> Result<()> {
+pub(super) async fn label(global: &Global, snapshot: Named, changes: Vec<String>) -> Result<()> {
     let mut request = pb::AnnotateSnapshotRequest::default();
     for change in changes {
         match (change.split_once('='), change.strip_suffix('-')) {
@@ -27,23 +28,23 @@ pub(super) async fn label(global: &Global, snapshot: String, changes: Vec<String
 }
 
 /// `weir snapshots note`.
-pub(super) async fn note(global: &Global, snapshot: String, text: String) -> Result<()> {
+pub(super) async fn note(global: &Global, snapshot: Named, text: String) -> Result<()> {
     annotate(global, snapshot, pb::AnnotateSnapshotRequest { note: Some(text), ..Default::default() }).await
 }
 
 /// `weir snapshots rename`.
-pub(super) async fn rename(global: &Global, snapshot: String, name: String) -> Result<()> {
+pub(super) async fn rename(global: &Global, snapshot: Named, name: String) -> Result<()> {
     annotate(global, snapshot, pb::AnnotateSnapshotRequest { name: Some(name), ..Default::default() }).await
 }
 
 /// `weir snapshots pin` and `unpin`.
-pub(super) async fn pin(global: &Global, snapshot: String, pinned: bool) -> Result<()> {
+pub(super) async fn pin(global: &Global, snapshot: Named, pinned: bool) -> Result<()> {
     annotate(global, snapshot, pb::AnnotateSnapshotRequest { pinned: Some(pinned), ..Default::default() }).await
 }
 
-async fn annotate(global: &Global, snapshot: String, request: pb::AnnotateSnapshotRequest) -> Result<()> {
-    let request =
-        pb::AnnotateSnapshotRequest { request_id: connect::request_id(), snapshot: local_path(snapshot)?, ..request };
+async fn annotate(global: &Global, snapshot: Named, request: pb::AnnotateSnapshotRequest) -> Result<()> {
+    let Named { text: snapshot, namespace } = snapshot;
+    let request = pb::AnnotateSnapshotRequest { request_id: connect::request_id(), snapshot, namespace, ..request };
     let mut jobmanager = connect::jobmanager(global).await?;
     let snapshot = jobmanager.annotate_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {

@@ -7,17 +7,18 @@ use weir_service::report;
 use weir_types::Result;
 
 use super::{local_path, view};
-use crate::args::Global;
 use crate::args::snapshots::DeleteArgs;
+use crate::args::{Global, WaitArgs};
 use crate::connect::JobManager;
-use crate::identity::{Identity, OwnerArgs};
+use crate::identity::Identity;
 use crate::{connect, output};
 
 /// `weir savepoint -d`.
-pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owner: &OwnerArgs) -> Result<()> {
-    let owner = Identity::load(global)?.owner(owner)?;
+pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, wait: &WaitArgs) -> Result<()> {
+    let identity = Identity::load(global)?;
+    let (owner, namespace) = (identity.owner(&wait.owner)?, identity.namespace(&wait.namespace)?);
     let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = delete_one(&mut jobmanager, snapshot, force, owner).await?;
+    let reply = delete_one(&mut jobmanager, snapshot, force, owner, namespace).await?;
     if global.json {
         return output::print_json(&reply_json(&reply));
     }
@@ -27,11 +28,12 @@ pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, owne
 
 /// `weir snapshots delete ID…`: each on its own; the first refusal is the command's, the others are printed.
 pub(super) async fn delete(global: &Global, args: DeleteArgs) -> Result<()> {
-    let owner = Identity::load(global)?.owner(&args.owner)?;
+    let identity = Identity::load(global)?;
+    let (owner, namespace) = (identity.owner(&args.owner)?, identity.namespace(&args.namespace)?);
     let mut jobmanager = connect::jobmanager(global).await?;
     let (mut deleted, mut refusal) = (Vec::new(), None);
     for snapshot in args.snapshots {
-        match delete_one(&mut jobmanager, snapshot, args.force, owner.clone()).await {
+        match delete_one(&mut jobmanager, snapshot, args.force, owner.clone(), namespace.clone()).await {
             Ok(reply) if global.json => deleted.push(reply_json(&reply)),
             Ok(reply) => {
                 let snapshot = reply.snapshot.unwrap_or_default();
@@ -53,9 +55,10 @@ async fn delete_one(
     snapshot: String,
     force: bool,
     owner: String,
+    namespace: Option<String>,
 ) -> Result<pb::DeleteSnapshotReply> {
-    let snapshot = local_path(snapshot)?;
-    let request = pb::DeleteSnapshotRequest { request_id: connect::request_id(), snapshot, force, owner };
+    let (snapshot, request_id) = (local_path(snapshot)?, connect::request_id());
+    let request = pb::DeleteSnapshotRequest { request_id, snapshot, force, owner, namespace };
     Ok(jobmanager.delete_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner())
 }
 

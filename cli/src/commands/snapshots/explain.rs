@@ -5,14 +5,15 @@ use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
-use super::{local_path, view};
+use super::view;
 use crate::args::Global;
+use crate::identity::Named;
 use crate::{connect, output, time};
 
 /// Explains one snapshot.
-pub(super) async fn explain(global: &Global, snapshot: String) -> Result<()> {
+pub(super) async fn explain(global: &Global, snapshot: Named) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: local_path(snapshot)? };
+    let request = snapshot.request();
     let reply = jobmanager.explain_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json { output::print_json(&as_json(&reply)) } else { output::print(&as_text(&reply)) }
 }

@@ -23,6 +23,7 @@ pub(super) async fn import(global: &Global, args: ImportArgs) -> Result<()> {
         note: args.note,
         labels: labels(&args.label)?,
         pinned: args.pin,
+        timeout_ms: connect::timeout_ms(args.timeout),
     };
     let mut jobmanager = connect::jobmanager(global).await?;
     let watched = jobmanager.clone();

@@ -5,10 +5,10 @@ use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
-use super::{labels, local_path, view};
+use super::{labels, view};
 use crate::args::Global;
 use crate::args::snapshots::{ListArgs, Sort};
-use crate::identity::Identity;
+use crate::identity::{Identity, Named};
 use crate::{connect, output, time};
 
 /// `weir snapshots list`.
@@ -58,8 +58,8 @@ fn wanted(args: ListArgs, namespace: Option<String>) -> Result<pb::ListSnapshots
 }
 
 /// `weir snapshots show`.
-pub(super) async fn show(global: &Global, snapshot: String, query: bool) -> Result<()> {
-    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: local_path(snapshot)? };
+pub(super) async fn show(global: &Global, snapshot: Named, query: bool) -> Result<()> {
+    let request = snapshot.request();
     let mut jobmanager = connect::jobmanager(global).await?;
     let snapshot = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     if query {

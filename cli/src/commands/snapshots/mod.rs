@@ -16,7 +16,8 @@ use std::path::Path;
 use weir_types::{Error, Result};
 
 use crate::args::Global;
-use crate::args::snapshots::SnapshotsCommand;
+use crate::args::snapshots::{SnapshotArgs, SnapshotsCommand};
+use crate::identity::{Identity, Named};
 
 pub(crate) use delete::dispose;
 pub(crate) use take::{checkpoint, savepoint, stop};
@@ -25,22 +26,24 @@ pub(crate) use take::{checkpoint, savepoint, stop};
 pub(crate) async fn run(global: &Global, command: SnapshotsCommand) -> Result<()> {
     match command {
         SnapshotsCommand::List(args) => list::list(global, args).await,
-        SnapshotsCommand::Cancel { snapshot } => take::cancel(global, snapshot).await,
-        SnapshotsCommand::Explain { snapshot } => explain::explain(global, snapshot).await,
-        SnapshotsCommand::Show { snapshot, query } => list::show(global, snapshot, query).await,
-        SnapshotsCommand::Label { snapshot, changes } => annotate::label(global, snapshot, changes).await,
-        SnapshotsCommand::Note { snapshot, text } => annotate::note(global, snapshot, text).await,
-        SnapshotsCommand::Rename { snapshot, name } => annotate::rename(global, snapshot, name).await,
-        SnapshotsCommand::Pin { snapshot } => annotate::pin(global, snapshot, true).await,
-        SnapshotsCommand::Unpin { snapshot } => annotate::pin(global, snapshot, false).await,
+        SnapshotsCommand::Cancel(snapshot) => take::cancel(global, named(global, snapshot)?).await,
+        SnapshotsCommand::Explain(snapshot) => explain::explain(global, named(global, snapshot)?).await,
+        SnapshotsCommand::Show { snapshot, query } => list::show(global, named(global, snapshot)?, query).await,
+        SnapshotsCommand::Label { snapshot, changes } => {
+            annotate::label(global, named(global, snapshot)?, changes).await
+        }
+        SnapshotsCommand::Note { snapshot, text } => annotate::note(global, named(global, snapshot)?, text).await,
+        SnapshotsCommand::Rename { snapshot, name } => annotate::rename(global, named(global, snapshot)?, name).await,
+        SnapshotsCommand::Pin(snapshot) => annotate::pin(global, named(global, snapshot)?, true).await,
+        SnapshotsCommand::Unpin(snapshot) => annotate::pin(global, named(global, snapshot)?, false).await,
         SnapshotsCommand::Import(args) => import::import(global, args).await,
         SnapshotsCommand::Delete(args) => delete::delete(global, args).await,
         SnapshotsCommand::Gc { dry_run, older_than } => gc::gc(global, dry_run, older_than).await,
         SnapshotsCommand::Inspect(args) => inside::inspect(global, args).await,
         SnapshotsCommand::Query(args) => inside::query(global, args).await,
-        SnapshotsCommand::Diff { from, to } => inside::diff(global, from, to).await,
+        SnapshotsCommand::Diff { from, to, namespace } => inside::diff(global, from, to, namespace).await,
         SnapshotsCommand::Export(args) => inside::export(global, args).await,
-        SnapshotsCommand::Verify { snapshot } => inside::verify(global, snapshot).await,
+        SnapshotsCommand::Verify(snapshot) => inside::verify(global, named(global, snapshot)?).await,
     }
 }
 
@@ -48,6 +51,12 @@ pub(crate) async fn run(global: &Global, command: SnapshotsCommand) -> Result<()
 pub(crate) fn local_path(snapshot: String) -> Result<String> {
     let is_path = snapshot.contains('/') || Path::new(&snapshot).is_dir();
     if is_path { absolute(Path::new(&snapshot)) } else { Ok(snapshot) }
+}
+
+/// What a command's user means, with the namespace to look for it in.
+fn named(global: &Global, args: SnapshotArgs) -> Result<Named> {
+    let namespace = Identity::load(global)?.namespace(&args.namespace)?;
+    Ok(Named { text: local_path(args.snapshot)?, namespace })
 }
 
 /// Labels that were written `KEY=VALUE`.

@@ -11,7 +11,7 @@ use super::{absolute, labels, view};
 use crate::args::snapshots::AnnotationArgs;
 use crate::args::{Global, WaitArgs};
 use crate::connect::JobManager;
-use crate::identity::Identity;
+use crate::identity::{Identity, Named};
 use crate::output::Progress;
 use crate::{connect, output};
 
@@ -135,14 +135,16 @@ fn standing(progress: &pb::SnapshotProgress) -> String {
 }
 
 /// `weir snapshots cancel`.
-pub(crate) async fn cancel(global: &Global, snapshot: String) -> Result<()> {
+pub(crate) async fn cancel(global: &Global, snapshot: Named) -> Result<()> {
     let mut jobmanager = connect::jobmanager(global).await?;
-    let request = pb::SnapshotRequest { request_id: connect::request_id(), snapshot: super::local_path(snapshot)? };
+    let request = snapshot.request();
     let snapshot = jobmanager.cancel_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&view::snapshot_json(&snapshot));
     }
-    output::print(&format!("{} {} is being given up\n", view::kind(&snapshot), snapshot.id))
+    // An import that is still being looked at has no id yet.
+    let name = if snapshot.id.is_empty() { &snapshot.directory } else { &snapshot.id };
+    output::print(&format!("{} {name} is being given up\n", view::kind(&snapshot)))
 }
 
 fn print_taken(global: &Global, snapshot: &pb::Snapshot) -> Result<()> {

@@ -21,6 +21,15 @@ pub(super) fn savepoint(of: u32, number: u64) -> SnapshotId {
 
 /// Submits a job and lets it run.
 pub(super) fn run(state: &mut State, number: u32, name: &str, restore: Option<SnapshotId>) {
+    submit(state, number, name, "default", restore);
+}
+
+/// The same in another namespace.
+pub(super) fn run_in(state: &mut State, number: u32, name: &str, namespace: &str) {
+    submit(state, number, name, namespace, None);
+}
+
+fn submit(state: &mut State, number: u32, name: &str, namespace: &str, restore: Option<SnapshotId>) {
     let graph = JobGraph {
         name: name.to_owned(),
         options: JobOptions::default(),
@@ -40,7 +49,7 @@ pub(super) fn run(state: &mut State, number: u32, name: &str, restore: Option<Sn
         name: name.to_owned(),
         sql: String::new(),
         owner: "ada".to_owned(),
-        namespace: "default".to_owned(),
+        namespace: namespace.to_owned(),
         graph,
         plan: String::new(),
         sources: Vec::new(),

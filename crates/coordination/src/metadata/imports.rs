@@ -54,6 +54,8 @@ pub struct Import {
     pub nonce: Nonce,
     /// Where its files go.
     pub directory: String,
+    /// When it is given up if it has not completed.
+    pub deadline: Millis,
     /// The parallelism of the job that it was taken of.
     pub parallelism: Parallelism,
     /// Hash of the job graph that ran.
@@ -123,8 +125,7 @@ impl State {
             directory: import.directory,
             triggered_at: now,
             started_at: None,
-            // Copying takes as long as it takes.
-            deadline: Millis(u64::MAX),
+            deadline: import.deadline,
             ended_at: None,
             charged_bytes: 0,
             estimate_bytes: import.bytes,

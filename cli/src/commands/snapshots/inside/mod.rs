@@ -12,24 +12,24 @@ use weir_inspect::export::{self, Format};
 use weir_inspect::summary::{self, Depth};
 use weir_inspect::{Report, Snapshot, names};
 use weir_proto::from_status;
-use weir_proto::pb::client::v1 as pb;
 use weir_types::{Code, Error, Result};
 
-use super::local_path;
+use super::named;
 use crate::args::Global;
 use crate::args::inside::{ExportArgs, ExportFormat, InspectArgs};
+use crate::args::snapshots::SnapshotArgs;
+use crate::identity::{Named, NamespaceArgs};
 use crate::{connect, output};
 
 pub(super) use query::query;
 
 /// Where a snapshot lies: as given, or where the JobManager says that the one with this id is.
-async fn directory(global: &Global, snapshot: String) -> Result<String> {
-    let place = local_path(snapshot)?;
-    if place.contains('/') {
-        return Ok(place);
+async fn directory(global: &Global, snapshot: Named) -> Result<String> {
+    if snapshot.text.contains('/') {
+        return Ok(snapshot.text);
     }
     let mut jobmanager = whoever_knows(global).await?;
-    let request = pb::SnapshotRequest { request_id: String::new(), snapshot: place };
+    let request = snapshot.request();
     let found = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     Ok(found.directory)
 }
@@ -44,13 +44,13 @@ async fn whoever_knows(global: &Global) -> Result<connect::JobManager> {
     })
 }
 
-async fn open(global: &Global, snapshot: String) -> Result<Snapshot> {
+async fn open(global: &Global, snapshot: Named) -> Result<Snapshot> {
     Snapshot::open(&directory(global, snapshot).await?)
 }
 
 /// `weir snapshots inspect`.
 pub(super) async fn inspect(global: &Global, args: InspectArgs) -> Result<()> {
-    let snapshot = open(global, args.snapshot).await?;
+    let snapshot = open(global, named(global, args.snapshot)?).await?;
     let summary = summary::summarise(&snapshot, Depth { ranges: args.ranges, heaviest: args.heaviest })?;
     if global.json {
         return output::print_json(&json!(summary));
@@ -59,8 +59,10 @@ pub(super) async fn inspect(global: &Global, args: InspectArgs) -> Result<()> {
 }
 
 /// `weir snapshots diff`.
-pub(super) async fn diff(global: &Global, from: String, to: String) -> Result<()> {
-    let (from, to) = (open(global, from).await?, open(global, to).await?);
+pub(super) async fn diff(global: &Global, from: String, to: String, namespace: NamespaceArgs) -> Result<()> {
+    let args = |snapshot| SnapshotArgs { snapshot, namespace: namespace.clone() };
+    let from = open(global, named(global, args(from))?).await?;
+    let to = open(global, named(global, args(to))?).await?;
     let diff = weir_inspect::diff::diff(&from, &to)?;
     if global.json {
         return output::print_json(&json!(diff));
@@ -71,7 +73,7 @@ pub(super) async fn diff(global: &Global, from: String, to: String) -> Result<()
 /// `weir snapshots export`.
 pub(super) async fn export(global: &Global, args: ExportArgs) -> Result<()> {
     let ExportArgs { snapshot, tables, format, output } = args;
-    let snapshot = open(global, snapshot).await?;
+    let snapshot = open(global, named(global, snapshot)?).await?;
     let format = match format {
         ExportFormat::Csv => Format::Csv,
         ExportFormat::Jsonl => Format::Jsonl,
@@ -114,10 +116,11 @@ fn one_table(found: usize) -> Error {
 
 /// `weir snapshots verify`: a directory is read here, a snapshot of the catalogue by the JobManager, which enters there
 /// what it has found.
-pub(super) async fn verify(global: &Global, snapshot: String) -> Result<()> {
-    let place = local_path(snapshot)?;
-    let (directory, report) =
-        if place.contains('/') { verify_here(place)? } else { verify_there(global, place).await? };
+pub(super) async fn verify(global: &Global, snapshot: Named) -> Result<()> {
+    let (directory, report) = match snapshot.text.contains('/') {
+        true => verify_here(snapshot.text)?,
+        false => verify_there(global, snapshot).await?,
+    };
     if global.json {
         output::print_json(&report::verification_json(&directory, &report))?;
     } else {
@@ -134,9 +137,9 @@ fn verify_here(directory: String) -> Result<(String, Report)> {
     Ok((directory, report))
 }
 
-async fn verify_there(global: &Global, snapshot: String) -> Result<(String, Report)> {
+async fn verify_there(global: &Global, snapshot: Named) -> Result<(String, Report)> {
     let mut jobmanager = whoever_knows(global).await?;
-    let request = pb::SnapshotRequest { request_id: String::new(), snapshot };
+    let request = snapshot.request();
     let reply = jobmanager.verify_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
     let report = serde_json::from_str(&reply.report)
         .map_err(|error| Error::internal("the JobManager's report does not read").with_detail(error.to_string()))?;

@@ -5,27 +5,30 @@ use weir_inspect::export::{Format, RowWriter};
 use weir_inspect::query::{self, Queries};
 use weir_types::{Error, Result};
 
-use super::open;
 use super::rows::{Aligned, Stdout};
+use super::{named, open};
 use crate::args::Global;
 use crate::args::inside::QueryArgs;
+use crate::args::snapshots::SnapshotArgs;
 use crate::output;
 
 /// `weir snapshots query`.
 pub(in crate::commands::snapshots) async fn query(global: &Global, args: QueryArgs) -> Result<()> {
     let QueryArgs { snapshot, sql, tables: _, others, csv, memory } = args;
-    let snapshot = open(global, snapshot).await?;
+    let namespace = snapshot.namespace.clone();
+    let snapshot = open(global, named(global, snapshot)?).await?;
     let Some(sql) = sql else { return list_tables(global, &query::tables(&snapshot)?) };
-    let mut named = Vec::with_capacity(others.len());
+    let mut further = Vec::with_capacity(others.len());
     for other in others {
         let Some((place, name)) = other.rsplit_once('=') else {
             return Err(Error::invalid(format!("{other:?} does not name a snapshot"))
                 .with_hint("Write --and SNAPSHOT=NAME: id or directory, then the name that it has in the query."));
         };
-        named.push((name.to_owned(), open(global, place.to_owned()).await?));
+        let other = SnapshotArgs { snapshot: place.to_owned(), namespace: namespace.clone() };
+        further.push((name.to_owned(), open(global, named(global, other)?).await?));
     }
     let memory = usize::try_from(memory.0).unwrap_or(usize::MAX);
-    let mut rows = Queries::new(snapshot, named, memory)?.run(&sql).await?;
+    let mut rows = Queries::new(snapshot, further, memory)?.run(&sql).await?;
     if csv || global.json {
         let format = if csv { Format::Csv } else { Format::Json };
         let mut writer = RowWriter::new(format, rows.schema(), Stdout)?;
