@@ -11,3 +11,4 @@ pub mod api;
 pub mod cluster;
 pub mod jobs;
 pub mod oracle;
+pub mod transcript;
