@@ -1,6 +1,7 @@
 //! The dataflow: elements, channels, input gates, operators and chains, exchanges, and the task loop that drives one
 //! subtask. Connectors implement [`source::Source`] and [`sink::Sink`]; a TaskManager wires subtasks to its network.
 
+mod aggregate;
 pub mod calc;
 pub mod chain;
 pub mod channel;

@@ -9,13 +9,10 @@
 //!   barrier on while a watermark has more to emit. State is then exactly the slices of windows that have not fired, and
 //!   the watermark tells which have.
 
-mod accumulator;
-mod names;
 mod output;
 mod plan;
 #[cfg(test)]
 mod schema_tests;
-mod slice;
 mod snapshot;
 mod time;
 
@@ -31,11 +28,13 @@ use weir_types::graph::{Output, WindowAggregateSpec};
 use weir_types::key_range::KeyRange;
 use weir_types::{Error, Result};
 
+use crate::aggregate::output::{Part, Slots, aggregate_column, key_column};
+use crate::aggregate::plan::Plan;
+use crate::aggregate::table::{GroupTable, Input, Scratch};
 use crate::element::{Batch, RowOp, Watermark};
 use crate::operator::{Collector, Frozen, Operator, Progress};
-use output::{Part, aggregate_column, key_column, window_column};
-use plan::Plan;
-use slice::{Input, Scratch, Slice};
+use output::{Rows, window_column};
+use plan::WindowPlan;
 use time::{Timeline, event_times};
 
 /// Room for keys that a new slice starts with, at most.
@@ -48,13 +47,14 @@ const SLICES_FEW: usize = 16;
 #[derive(Debug)]
 pub struct WindowAggregate {
     plan: Plan,
+    window: WindowPlan,
     timeline: Timeline,
     output: SchemaRef,
     range: KeyRange,
     batch_rows: usize,
     emit_late_rows: bool,
     /// Slices of windows that have not fired, by start.
-    slices: BTreeMap<i64, Slice>,
+    slices: BTreeMap<i64, GroupTable>,
     /// Windows that have fired and are not emitted to the end.
     fired: VecDeque<FiredWindow>,
     /// Windows whose last instant is at or before this have fired.
@@ -70,7 +70,7 @@ pub struct WindowAggregate {
 #[derive(Debug)]
 struct FiredWindow {
     window: (i64, i64),
-    slice: Slice,
+    slice: GroupTable,
     emitted: usize,
     bytes: usize,
 }
@@ -132,7 +132,8 @@ impl WindowAggregate {
         batch_rows: usize,
     ) -> Result<Self> {
         Ok(Self {
-            plan: Plan::new(spec, &input, &output)?,
+            window: WindowPlan::new(spec, &input, &output)?,
+            plan: Plan::new(&spec.keys, &spec.aggregates, false, &input, &output)?,
             timeline: Timeline::new(&spec.window)?,
             output,
             range,
@@ -151,19 +152,19 @@ impl WindowAggregate {
 
     /// The slice that starts at `start`, with its bytes taken off the account until [`Self::state_bytes`] gets them back.
     fn slice<'a>(
-        slices: &'a mut BTreeMap<i64, Slice>,
+        slices: &'a mut BTreeMap<i64, GroupTable>,
         state_bytes: &mut usize,
         plan: &Plan,
         start: i64,
         capacity: usize,
-    ) -> Result<&'a mut Slice> {
+    ) -> Result<&'a mut GroupTable> {
         use std::collections::btree_map::Entry;
         match slices.entry(start) {
             Entry::Occupied(entry) => {
                 *state_bytes -= entry.get().bytes();
                 Ok(entry.into_mut())
             }
-            Entry::Vacant(entry) => Ok(entry.insert(Slice::new(plan, capacity)?)),
+            Entry::Vacant(entry) => Ok(entry.insert(GroupTable::new(plan, capacity)?)),
         }
     }
 
@@ -209,8 +210,8 @@ impl WindowAggregate {
         Ok(true)
     }
 
-    fn merge(&mut self, start: i64, end: i64) -> Result<Slice> {
-        let mut merged = Slice::new(&self.plan, self.keys_expected)?;
+    fn merge(&mut self, start: i64, end: i64) -> Result<GroupTable> {
+        let mut merged = GroupTable::new(&self.plan, self.keys_expected)?;
         let mut expired = Vec::new();
         for (&slice_start, slice) in self.slices.range(start..end) {
             merged.merge(&self.plan, slice, &mut self.scratch)?;
@@ -226,11 +227,12 @@ impl WindowAggregate {
 
     /// Emits up to a batch of rows of fired windows.
     fn emit(&mut self, out: &mut dyn Collector) -> Result<()> {
-        let mut parts = Vec::new();
+        let (mut parts, mut windows) = (Vec::new(), Vec::new());
         let mut room = self.batch_rows;
         for FiredWindow { window, slice, emitted, .. } in &mut self.fired {
             let to = slice.keys.slots().min(*emitted + room);
-            parts.push(Part { slice, window: *window, from: *emitted, to });
+            parts.push(Part { table: slice, slots: Slots::Range(*emitted, to) });
+            windows.push(Rows { window: *window, count: to - *emitted });
             room -= to - *emitted;
             *emitted = to;
             if room == 0 {
@@ -244,8 +246,8 @@ impl WindowAggregate {
         for (index, call) in self.plan.calls.iter().enumerate() {
             columns.push(aggregate_column(&parts, index, call)?);
         }
-        for &column in &self.plan.window_columns {
-            columns.push(window_column(&parts, column, self.output.field(columns.len()).data_type())?);
+        for &column in &self.window.window_columns {
+            columns.push(window_column(&windows, column, self.output.field(columns.len()).data_type())?);
         }
         let rows = RecordBatch::try_new(SchemaRef::clone(&self.output), columns)
             .map_err(|error| Error::internal("results do not fit the schema").with_detail(error.to_string()))?;
@@ -271,7 +273,7 @@ impl Operator for WindowAggregate {
             return Err(Error::internal("a window aggregate got an update; the planner allows inserts only"));
         }
         let columns = batch.rows.columns();
-        let times = event_times(&columns[self.plan.time_column], &self.plan.time_name)?;
+        let times = event_times(&columns[self.window.time_column], &self.window.time_name)?;
         let input = Input::new(&self.plan, columns, batch.rows.num_rows())?;
         let (start, end) = (self.range.start(), self.range.end());
         // Without a branch per row, so that it vectorises.

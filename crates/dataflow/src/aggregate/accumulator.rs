@@ -13,20 +13,20 @@ use weir_types::{Error, Result};
 /// The greatest decimal has 38 digits.
 const WIDE_LIMIT: i128 = 10i128.pow(38);
 /// Stands for a decimal sum that left 38 digits; no decimal has this value.
-pub(super) const OVERFLOW: i128 = i128::MAX;
+pub(crate) const OVERFLOW: i128 = i128::MAX;
 
 /// Sum and count.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Mean<T> {
-    pub(super) sum: T,
-    pub(super) count: i64,
+pub(crate) struct Mean<T> {
+    pub(crate) sum: T,
+    pub(crate) count: i64,
 }
 
 impl<T: Clone> Cell for Mean<T> {}
 
 /// Which accumulator an aggregate needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A number of rows.
     Count,
     /// One value of this form, or none.
@@ -35,9 +35,9 @@ pub(super) enum Kind {
     Mean(Form),
 }
 
-/// The accumulators of one aggregate in one slice.
+/// The accumulators of one aggregate, by slot.
 #[derive(Debug)]
-pub(super) enum Accumulator {
+pub(crate) enum Accumulator {
     Count(Pages<i64>),
     Word(Pages<Option<i64>>),
     Float(Pages<Option<f64>>),
@@ -50,14 +50,14 @@ pub(super) enum Accumulator {
 
 /// What an aggregate does with values.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fold {
-    pub(super) function: AggregateFunction,
+pub(crate) struct Fold {
+    pub(crate) function: AggregateFunction,
     /// Sums of `FLOAT` are rounded to it at every step, as in Flink.
-    pub(super) single_precision: bool,
+    pub(crate) single_precision: bool,
 }
 
 impl Accumulator {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         match kind {
             Kind::Count => Self::Count(Pages::new()),
             Kind::Value(Form::Word) => Self::Word(Pages::new()),
@@ -71,7 +71,7 @@ impl Accumulator {
     }
 
     /// Makes sure that there are `slots` slots.
-    pub(super) fn grow(&mut self, slots: usize) {
+    pub(crate) fn grow(&mut self, slots: usize) {
         match self {
             Self::Count(pages) => pages.grow(slots, &0),
             Self::Word(pages) => pages.grow(slots, &None),
@@ -85,7 +85,7 @@ impl Accumulator {
     }
 
     /// Takes in the values of `rows`, none of which is null, each into the slot at the same position of `slots`.
-    pub(super) fn update(&mut self, fold: Fold, values: Option<&Values>, rows: &[u32], slots: &[u32]) -> Result<()> {
+    pub(crate) fn update(&mut self, fold: Fold, values: Option<&Values>, rows: &[u32], slots: &[u32]) -> Result<()> {
         use AggregateFunction::{Avg, Max, Min, Sum};
         if let Self::Count(pages) = self {
             slots.iter().for_each(|&slot| *pages.get_mut(slot) += 1);
@@ -110,16 +110,62 @@ impl Accumulator {
                     offer(values, heap, slot, bytes.value(row as usize), fold.function == Min);
                 }
             }
-            (Self::WordMean(pages), Data::Words(words), Avg) => mean(pages, words, rows, slots, i64::wrapping_add),
-            (Self::FloatMean(pages), Data::Floats(floats), Avg) => mean(pages, floats, rows, slots, |a, b| a + b),
-            (Self::WideMean(pages), Data::Wides(wides), Avg) => mean(pages, wides, rows, slots, add_wide),
+            (Self::WordMean(pages), Data::Words(words), Sum | Avg) => {
+                mean(pages, words, rows, slots, i64::wrapping_add)
+            }
+            (Self::FloatMean(pages), Data::Floats(floats), Sum) if fold.single_precision => {
+                mean(pages, floats, rows, slots, add_single);
+            }
+            (Self::FloatMean(pages), Data::Floats(floats), Sum | Avg) => mean(pages, floats, rows, slots, |a, b| a + b),
+            (Self::WideMean(pages), Data::Wides(wides), Sum | Avg) => mean(pages, wides, rows, slots, add_wide),
             _ => return Err(mismatch()),
         }
         Ok(())
     }
 
+    /// Takes out values that were taken in before, as [`Accumulator::update`] does.
+    pub(crate) fn retract(&mut self, fold: Fold, values: Option<&Values>, rows: &[u32], slots: &[u32]) -> Result<()> {
+        if let Self::Count(pages) = self {
+            slots.iter().for_each(|&slot| *pages.get_mut(slot) -= 1);
+            return Ok(());
+        }
+        match (self, values.map(|values| &values.data)) {
+            (Self::WordMean(pages), Some(Data::Words(words))) => {
+                unmean(pages, words, rows, slots, i64::wrapping_sub);
+            }
+            (Self::FloatMean(pages), Some(Data::Floats(floats)))
+                if fold.single_precision && fold.function == AggregateFunction::Sum =>
+            {
+                unmean(pages, floats, rows, slots, |a, b| add_single(a, -b));
+            }
+            (Self::FloatMean(pages), Some(Data::Floats(floats))) => unmean(pages, floats, rows, slots, |a, b| a - b),
+            (Self::WideMean(pages), Some(Data::Wides(wides))) => {
+                unmean(pages, wides, rows, slots, |a, b| add_wide(a, -b));
+            }
+            _ => return Err(mismatch()),
+        }
+        Ok(())
+    }
+
+    /// Takes a slot back to how it was without any values.
+    pub(crate) fn reset(&mut self, slot: u32) {
+        match self {
+            Self::Count(pages) => *pages.get_mut(slot) = 0,
+            Self::Word(pages) => *pages.get_mut(slot) = None,
+            Self::Float(pages) => *pages.get_mut(slot) = None,
+            Self::Wide(pages) => *pages.get_mut(slot) = None,
+            Self::Bytes { values, heap } => {
+                let before = values.get_mut(slot).take();
+                *heap -= before.map_or(0, |value| value.len());
+            }
+            Self::WordMean(pages) => *pages.get_mut(slot) = Mean::default(),
+            Self::FloatMean(pages) => *pages.get_mut(slot) = Mean::default(),
+            Self::WideMean(pages) => *pages.get_mut(slot) = Mean::default(),
+        }
+    }
+
     /// Takes in the accumulators of another slice: its slot `i` goes to `slots[i]`.
-    pub(super) fn merge(&mut self, fold: Fold, other: &Self, slots: &[u32]) -> Result<()> {
+    pub(crate) fn merge(&mut self, fold: Fold, other: &Self, slots: &[u32]) -> Result<()> {
         use AggregateFunction::{Max, Min, Sum};
         match (self, other, fold.function) {
             (Self::Count(into), Self::Count(from), _) => {
@@ -155,7 +201,7 @@ impl Accumulator {
     }
 
     /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Count(pages) => pages.bytes(),
             Self::Word(pages) => pages.bytes(),
@@ -206,6 +252,14 @@ fn mean<T: Copy>(pages: &mut Pages<Mean<T>>, values: &[T], rows: &[u32], slots: 
         let cell = pages.get_mut(slot);
         cell.sum = add(cell.sum, values[row as usize]);
         cell.count += 1;
+    }
+}
+
+fn unmean<T: Copy>(pages: &mut Pages<Mean<T>>, values: &[T], rows: &[u32], slots: &[u32], sub: impl Fn(T, T) -> T) {
+    for (&row, &slot) in rows.iter().zip(slots) {
+        let cell = pages.get_mut(slot);
+        cell.sum = sub(cell.sum, values[row as usize]);
+        cell.count -= 1;
     }
 }
 

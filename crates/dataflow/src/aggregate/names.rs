@@ -1,4 +1,4 @@
-//! What the columns of a window aggregate's state are called: as in the query, where it has names for them.
+//! What the columns of an aggregate's state are called: as in the query, where it has names for them.
 //!
 //! Names are for people and unique within a table; restoring goes by the ids in `weir_state::columns`.
 
@@ -11,23 +11,23 @@ use weir_types::graph::{AggregateFunction, AggregateSpec, WindowSpec};
 /// The columns beside keys, aggregates and distinct values.
 const OWN: [&str; 6] = [HASH_COLUMN, "window_start", "window_end", "slice_start", "slice_end", SEEN];
 /// Bits of the filters that a distinct value has passed.
-pub(super) const SEEN: &str = "seen";
+pub(crate) const SEEN: &str = "seen";
 /// What an aggregate's second column may be called, behind its name.
 const SUFFIXES: [&str; 4] = ["", "_overflow", "_sum", "_count"];
 
 /// Unique names.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     taken: BTreeSet<String>,
 }
 
 impl Names {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { taken: OWN.map(str::to_owned).into() }
     }
 
     /// `wanted`, with a number if it is taken.
-    pub(super) fn unique(&mut self, wanted: &str) -> String {
+    pub(crate) fn unique(&mut self, wanted: &str) -> String {
         self.of(wanted, &[""])
     }
 
@@ -44,7 +44,7 @@ impl Names {
     }
 
     /// The name of an aggregate: its alias, or else function and argument. `column` is what the plan calls it.
-    pub(super) fn of_call(&mut self, spec: &AggregateSpec, column: &str, input: &Schema) -> String {
+    pub(crate) fn of_call(&mut self, spec: &AggregateSpec, column: &str, input: &Schema) -> String {
         if is_given(column) {
             return self.of(column, &SUFFIXES);
         }
@@ -65,12 +65,12 @@ impl Names {
 }
 
 /// Whether a name comes from the query: the planner's own hold a `$`.
-pub(super) fn is_given(name: &str) -> bool {
+pub(crate) fn is_given(name: &str) -> bool {
     !name.is_empty() && !name.contains('$')
 }
 
 /// The column of slices: those of windows side by side are the windows.
-pub(super) fn slice_start(window: &WindowSpec) -> &'static str {
+pub(crate) fn slice_start(window: &WindowSpec) -> &'static str {
     match window {
         WindowSpec::Tumble { .. } => "window_start",
         WindowSpec::Hop { .. } => "slice_start",

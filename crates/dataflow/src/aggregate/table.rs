@@ -1,7 +1,7 @@
-//! The state of one slice of time: keys, accumulators, distinct values.
+//! Groups by slot: keys, accumulators, distinct values.
 //!
-//! Slices are tables of their own, so that firing a window reads and frees its state whole, without touching that of
-//! others. Slots are dense and never removed one by one.
+//! A window aggregate has one table per slice of time, so that firing a window reads and frees its state whole, without
+//! touching that of others; an updating aggregate has one table for good.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::buffer::{BooleanBuffer, ScalarBuffer};
@@ -11,23 +11,23 @@ use weir_state::pages::Pages;
 use weir_state::values::{Data, Form, Values};
 use weir_types::Result;
 
-use super::accumulator::Accumulator;
-use super::plan::{DistinctSet, Plan};
+use super::accumulator::{Accumulator, Fold};
+use super::plan::{Plan, ValueSet};
 
 /// A batch's columns as the accumulators want them.
-pub(super) struct Input {
-    pub(super) hashes: Vec<u64>,
-    pub(super) keys: Vec<Values>,
+pub(crate) struct Input {
+    pub(crate) hashes: Vec<u64>,
+    pub(crate) keys: Vec<Values>,
     /// By [`Plan::arguments`].
-    arguments: Vec<Values>,
+    pub(crate) arguments: Vec<Values>,
     /// By [`Plan::filters`]: the rows where the column is true.
     filters: Vec<BooleanBuffer>,
-    /// By [`Plan::distincts`]: the values as keys, and their hashes.
-    distincts: Vec<(Values, Vec<u64>)>,
+    /// By [`Plan::sets`]: the values as keys, and their hashes.
+    pub(crate) sets: Vec<(Values, Vec<u64>)>,
 }
 
 impl Input {
-    pub(super) fn new(plan: &Plan, columns: &[ArrayRef], rows: usize) -> Result<Self> {
+    pub(crate) fn new(plan: &Plan, columns: &[ArrayRef], rows: usize) -> Result<Self> {
         let keys = plan.keys.iter().map(|&key| Values::for_key(&columns[key])).collect::<Result<Vec<_>>>()?;
         let mut hashes = Vec::new();
         hash_values(&keys, rows, &mut hashes);
@@ -36,7 +36,7 @@ impl Input {
             let filter = columns[filter].as_boolean();
             filter.nulls().map_or_else(|| filter.values().clone(), |nulls| filter.values() & nulls.inner())
         });
-        let distincts = plan.distincts.iter().map(|set| {
+        let sets = plan.sets.iter().map(|set| {
             let values = Values::for_key(&columns[plan.arguments[set.argument]])?;
             let mut hashes = Vec::new();
             hash_values(std::slice::from_ref(&values), rows, &mut hashes);
@@ -47,26 +47,32 @@ impl Input {
             keys,
             arguments: arguments.collect::<Result<_>>()?,
             filters: filters.collect(),
-            distincts: distincts.collect::<Result<_>>()?,
+            sets: sets.collect::<Result<_>>()?,
         })
     }
 
     /// Rows of which only the keys are known.
-    pub(super) fn with_keys(keys: Vec<Values>, rows: usize) -> Self {
+    pub(crate) fn with_keys(keys: Vec<Values>, rows: usize) -> Self {
         let mut hashes = Vec::new();
         hash_values(&keys, rows, &mut hashes);
-        Self { hashes, keys, arguments: Vec::new(), filters: Vec::new(), distincts: Vec::new() }
+        Self { hashes, keys, arguments: Vec::new(), filters: Vec::new(), sets: Vec::new() }
     }
 
-    fn passes(&self, filter: Option<usize>, row: u32) -> bool {
+    /// The keys alone, as read back.
+    pub(crate) fn of_keys(columns: &[ArrayRef], rows: usize) -> Result<Self> {
+        let keys = columns.iter().map(Values::for_key).collect::<Result<Vec<_>>>()?;
+        Ok(Self::with_keys(keys, rows))
+    }
+
+    pub(crate) fn passes(&self, filter: Option<usize>, row: u32) -> bool {
         filter.is_none_or(|filter| self.filters[filter].value(row as usize))
     }
 }
 
 /// Lists that are reused from batch to batch.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    pub(super) slots: Vec<u32>,
+pub(crate) struct Scratch {
+    pub(crate) slots: Vec<u32>,
     chosen_rows: Vec<u32>,
     chosen_slots: Vec<u32>,
     bits: Vec<u64>,
@@ -75,20 +81,20 @@ pub(super) struct Scratch {
 
 /// Values of one column per key, with the filters under which each was seen.
 #[derive(Debug)]
-pub(super) struct Distinct {
+pub(crate) struct Distinct {
     /// Keyed by the slot of the group's key, then the value.
-    pub(super) entries: KeyTable,
-    pub(super) masks: Pages<u64>,
+    pub(crate) entries: KeyTable,
+    pub(crate) masks: Pages<u64>,
 }
 
 impl Distinct {
-    fn new(set: &DistinctSet) -> Result<Self> {
+    fn new(set: &ValueSet) -> Result<Self> {
         let forms = [Form::Word, Form::of_key(&set.value_type)?];
         Ok(Self { entries: KeyTable::new(&forms, 0), masks: Pages::new() })
     }
 
     /// Notes `values[i]` for the group in `slots[i]` under the filters in `bits[i]`, which become those that are new.
-    pub(super) fn insert(
+    pub(crate) fn insert(
         &mut self,
         slots: &[u32],
         values: Values,
@@ -96,7 +102,7 @@ impl Distinct {
         bits: &mut [u64],
         entries: &mut Vec<u32>,
     ) -> Result<()> {
-        let hashes: Vec<u64> = hashes.zip(slots).map(|(hash, &slot)| entry_hash(hash, slot)).collect();
+        let hashes: Vec<u64> = hashes.zip(slots).map(|(hash, &slot)| entry_hash(hash, slot.into())).collect();
         let owners = ScalarBuffer::from_iter(slots.iter().map(|&slot| i64::from(slot)));
         let keys = [Values { data: Data::Words(owners), nulls: None }, values];
         let rows: Vec<u32> = (0..slots.len() as u32).collect();
@@ -127,42 +133,69 @@ impl Distinct {
     }
 }
 
-/// Groups share values: the group's slot is mixed into the value's hash.
-fn entry_hash(value: u64, slot: u32) -> u64 {
-    (value ^ u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93)
+/// Groups share values: what stands for the group is mixed into the value's hash.
+pub(crate) fn entry_hash(value: u64, group: u64) -> u64 {
+    (value ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xd6e8_feb8_6659_fd93)
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Slice {
-    pub(super) keys: KeyTable,
-    pub(super) accumulators: Vec<Accumulator>,
-    pub(super) distincts: Vec<Distinct>,
+pub(crate) struct GroupTable {
+    pub(crate) keys: KeyTable,
+    pub(crate) accumulators: Vec<Accumulator>,
+    /// By [`Plan::sets`], unless rows are retracted.
+    pub(crate) distincts: Vec<Distinct>,
 }
 
-impl Slice {
-    pub(super) fn new(plan: &Plan, capacity: usize) -> Result<Self> {
+impl GroupTable {
+    pub(crate) fn new(plan: &Plan, capacity: usize) -> Result<Self> {
+        let sets = if plan.retracting { &[] } else { plan.sets.as_slice() };
         Ok(Self {
             keys: KeyTable::new(&plan.key_forms, capacity),
             accumulators: plan.calls.iter().map(|call| Accumulator::new(call.kind)).collect(),
-            distincts: plan.distincts.iter().map(Distinct::new).collect::<Result<_>>()?,
+            distincts: sets.iter().map(Distinct::new).collect::<Result<_>>()?,
         })
     }
 
     /// Takes in `rows` of a batch.
-    pub(super) fn update(&mut self, plan: &Plan, input: &Input, rows: &[u32], scratch: &mut Scratch) -> Result<()> {
+    pub(crate) fn update(&mut self, plan: &Plan, input: &Input, rows: &[u32], scratch: &mut Scratch) -> Result<()> {
+        self.locate(input, rows, scratch)?;
+        self.add(plan, input, rows, scratch)
+    }
+
+    /// Finds the slots of `rows`, makes room where there are none yet, and notes that they change.
+    pub(crate) fn locate(&mut self, input: &Input, rows: &[u32], scratch: &mut Scratch) -> Result<()> {
         self.keys.lookup_or_insert(&input.hashes, &input.keys, rows, &mut scratch.slots)?;
         self.keys.mark(&scratch.slots);
         let slots = self.keys.slots();
-        for (call, accumulator) in plan.calls.iter().zip(&mut self.accumulators) {
-            accumulator.grow(slots);
-            if call.distinct {
-                continue;
-            }
+        self.accumulators.iter_mut().for_each(|accumulator| accumulator.grow(slots));
+        Ok(())
+    }
+
+    /// Takes in `rows` whose slots were found.
+    pub(crate) fn add(&mut self, plan: &Plan, input: &Input, rows: &[u32], scratch: &mut Scratch) -> Result<()> {
+        self.fold(plan, input, rows, scratch, Accumulator::update)?;
+        for set in 0..self.distincts.len() {
+            self.update_distinct(plan, set, input, rows, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Gives `rows` whose slots were found to the calls that no set of values feeds.
+    pub(crate) fn fold(
+        &mut self,
+        plan: &Plan,
+        input: &Input,
+        rows: &[u32],
+        scratch: &mut Scratch,
+        apply: impl Fn(&mut Accumulator, Fold, Option<&Values>, &[u32], &[u32]) -> Result<()>,
+    ) -> Result<()> {
+        let calls = plan.calls.iter().zip(&mut self.accumulators).filter(|(call, _)| !call.of_set);
+        for (call, accumulator) in calls {
             let values = call.argument.map(|argument| &input.arguments[argument]);
             let nulls = values.and_then(|values| values.nulls.as_ref());
             if nulls.is_none() && call.filter.is_none() {
-                accumulator.update(call.fold, values, rows, &scratch.slots)?;
+                apply(accumulator, call.fold, values, rows, &scratch.slots)?;
                 continue;
             }
             scratch.chosen_rows.clear();
@@ -173,10 +206,7 @@ impl Slice {
                     scratch.chosen_slots.push(slot);
                 }
             }
-            accumulator.update(call.fold, values, &scratch.chosen_rows, &scratch.chosen_slots)?;
-        }
-        for set in 0..plan.distincts.len() {
-            self.update_distinct(plan, set, input, rows, scratch)?;
+            apply(accumulator, call.fold, values, &scratch.chosen_rows, &scratch.chosen_slots)?;
         }
         Ok(())
     }
@@ -189,7 +219,7 @@ impl Slice {
         rows: &[u32],
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let (distinct, set, (values, hashes)) = (&mut self.distincts[set], &plan.distincts[set], &input.distincts[set]);
+        let (distinct, set, (values, hashes)) = (&mut self.distincts[set], &plan.sets[set], &input.sets[set]);
         let Scratch { slots, chosen_rows, chosen_slots, bits, entries } = scratch;
         chosen_rows.clear();
         chosen_slots.clear();
@@ -212,8 +242,8 @@ impl Slice {
         feed(&mut self.accumulators, plan, set, argument, chosen_rows, chosen_slots, bits)
     }
 
-    /// Takes in another slice of the same window.
-    pub(super) fn merge(&mut self, plan: &Plan, other: &Self, scratch: &mut Scratch) -> Result<()> {
+    /// Takes in another table of the same plan.
+    pub(crate) fn merge(&mut self, plan: &Plan, other: &Self, scratch: &mut Scratch) -> Result<()> {
         let keys: Vec<Values> = (0..plan.keys.len()).map(|key| other.keys.values(key)).collect();
         let rows: Vec<u32> = (0..other.keys.slots() as u32).collect();
         let hashes: Vec<u64> = rows.iter().map(|&slot| other.keys.hash(slot)).collect();
@@ -221,11 +251,11 @@ impl Slice {
         let slots = self.keys.slots();
         for ((call, into), from) in plan.calls.iter().zip(&mut self.accumulators).zip(&other.accumulators) {
             into.grow(slots);
-            if !call.distinct {
+            if !call.of_set {
                 into.merge(call.fold, from, &scratch.slots)?;
             }
         }
-        for ((set, into), from) in plan.distincts.iter().zip(&mut self.distincts).zip(&other.distincts) {
+        for ((set, into), from) in plan.sets.iter().zip(&mut self.distincts).zip(&other.distincts) {
             let owners: Vec<u32> = from.owners().iter().map(|&slot| scratch.slots[slot as usize]).collect();
             let values = from.entries.values(1);
             let mut hashes = Vec::new();
@@ -240,7 +270,7 @@ impl Slice {
     }
 
     /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.keys.bytes()
             + self.accumulators.iter().map(Accumulator::bytes).sum::<usize>()
@@ -252,7 +282,7 @@ impl Slice {
 fn feed(
     accumulators: &mut [Accumulator],
     plan: &Plan,
-    set: &DistinctSet,
+    set: &ValueSet,
     values: &Values,
     rows: &[u32],
     slots: &[u32],
