@@ -11,6 +11,7 @@ pub mod exchange;
 mod fixtures;
 pub mod gate;
 pub mod grants;
+pub mod group;
 pub mod memory;
 pub mod metrics;
 pub mod operator;

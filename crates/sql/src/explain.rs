@@ -57,7 +57,7 @@ fn tree(
     let via = edge.map(|edge| exchange(graph, edge)).unwrap_or_default();
     let input = graph.input_schema(operator.id);
     // Writing to a String cannot fail.
-    let _ = write!(out, "{indent}[{}] {}", operator.id, line(operator, input));
+    let _ = write!(out, "{indent}[{}] {}{}", operator.id, line(operator, input), changelog_note(graph, operator));
     if !shown.insert(operator.id) {
         let _ = writeln!(out, "{via} (see above)");
         return;
@@ -94,17 +94,37 @@ fn line(operator: &Operator, input: Option<&SchemaRef>) -> String {
         OperatorSpec::Source(source) => format!("Source({}) {}", source.table, source.connector.kind),
         OperatorSpec::Calc(_) => format!("Calc [{}]", columns(&operator.schema)),
         OperatorSpec::WindowAggregate(window) => {
-            let name = |index: usize| match input.and_then(|schema| schema.fields().get(index)) {
-                Some(field) => field.name().clone(),
-                None => format!("${index}"),
-            };
-            let keys: Vec<String> = window.keys.iter().map(|key| name(*key)).collect();
+            let keys: Vec<String> = window.keys.iter().map(|key| column_name(input, *key)).collect();
             let by = if keys.is_empty() { String::new() } else { format!(" by {}", keys.join(", ")) };
-            format!("WindowAggregate({}, {}){by}", window_text(&window.window), name(window.time_column))
+            let time = column_name(input, window.time_column);
+            format!("WindowAggregate({}, {time}){by}", window_text(&window.window))
+        }
+        OperatorSpec::GroupAggregate(group) => {
+            let keys: Vec<String> = group.keys.iter().map(|key| column_name(input, *key)).collect();
+            let by = if keys.is_empty() { String::new() } else { format!(" by {}", keys.join(", ")) };
+            format!("GroupAggregate{by}")
         }
         OperatorSpec::Sink(sink) => {
-            format!("Sink({}) {} [{}] changelog=[I]", sink.table, sink.connector.kind, columns(&operator.schema))
+            format!("Sink({}) {} [{}]", sink.table, sink.connector.kind, columns(&operator.schema))
         }
+    }
+}
+
+/// The changes that flow out of an operator, or into a sink. Those that make inserts only need no note, but sinks.
+fn changelog_note(graph: &JobGraph, operator: &Operator) -> String {
+    let changelog = graph.changelog(operator.id);
+    match operator.spec {
+        OperatorSpec::Sink(_) => format!(" changelogMode={changelog}"),
+        _ if changelog.is_inserts() => String::new(),
+        _ => format!(" changelogMode={changelog}"),
+    }
+}
+
+/// The name of a column of an operator's input.
+fn column_name(input: Option<&SchemaRef>, index: usize) -> String {
+    match input.and_then(|schema| schema.fields().get(index)) {
+        Some(field) => field.name().clone(),
+        None => format!("${index}"),
     }
 }
 
@@ -118,6 +138,10 @@ fn details(operator: &Operator, input: Option<&SchemaRef>) -> Vec<String> {
         OperatorSpec::Source(source) => source_details(source, &operator.schema),
         OperatorSpec::Calc(calc) => calc_details(calc, &operator.schema),
         OperatorSpec::WindowAggregate(window) => window_details(window, input),
+        OperatorSpec::GroupAggregate(group) => {
+            let calls: Vec<String> = group.aggregates.iter().map(|call| call_text(call, input)).collect();
+            if calls.is_empty() { Vec::new() } else { vec![format!("aggregates: {}", calls.join(", "))] }
+        }
         OperatorSpec::Sink(sink) => {
             sink.connector.options.iter().map(|(key, value)| format!("{key}: {value}")).collect()
         }
@@ -177,10 +201,7 @@ fn window_column(column: &WindowColumn) -> &'static str {
 }
 
 fn call_text(call: &AggregateSpec, input: Option<&SchemaRef>) -> String {
-    let name = |index: usize| match input.and_then(|schema| schema.fields().get(index)) {
-        Some(field) => field.name().clone(),
-        None => format!("${index}"),
-    };
+    let name = |index: usize| column_name(input, index);
     let function = match call.function {
         AggregateFunction::Count => "COUNT",
         AggregateFunction::Sum => "SUM",
@@ -213,6 +234,7 @@ pub(crate) fn json(graph: &JobGraph) -> Value {
                 "chain": chain.as_ref().map(|chain| chain.id.0),
                 "parallelism": chain.map(|chain| chain.parallelism),
                 "operator": line(operator, input),
+                "changelog_mode": graph.changelog(operator.id).to_string(),
                 "details": details(operator, input),
                 "columns": operator.schema.fields().iter()
                     .map(|field| json!({ "name": field.name(), "type": types::column(field) })).collect::<Vec<_>>(),

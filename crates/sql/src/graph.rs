@@ -8,14 +8,14 @@ use datafusion::common::Column as DfColumn;
 use datafusion::prelude::Expr;
 use weir_functions::{EXPRESSION_VERSION, encode_expr};
 use weir_types::graph::{
-    CalcSpec, Edge, Exchange, JobGraph, JobOptions, Operator, OperatorSpec, Output, ScalarExpr, SinkSpec, SourceSpec,
-    WatermarkSpec, WindowAggregateSpec, WindowSpec,
+    CalcSpec, Edge, Exchange, GroupAggregateSpec, JobGraph, JobOptions, Operator, OperatorSpec, Output, ScalarExpr,
+    SinkSpec, SourceSpec, WatermarkSpec, WindowAggregateSpec, WindowSpec,
 };
 use weir_types::ids::{OperatorId, Parallelism};
 use weir_types::{Error, Result};
 
 use crate::catalog::{Origin, Table};
-use crate::lower::{Node, NodeKind, WindowNode};
+use crate::lower::{GroupNode, Node, NodeKind, SinkNode, WindowNode};
 use crate::rel::{Column, column, column_index, columns_of, substitute};
 use crate::simplify::{guard, guard_predicate, simplify};
 use crate::source::{self, Scan};
@@ -61,11 +61,17 @@ pub(crate) fn build(mut nodes: Vec<Node>, name: String, options: JobOptions) -> 
                 let input = input_schema(&nodes, &schemas, node)?;
                 (window_spec(window), window_name(window, &input))
             }
-            NodeKind::Sink(table) => (sink_spec(table), format!("Sink({})", table.name)),
+            NodeKind::Group(group) => {
+                let input = input_schema(&nodes, &schemas, node)?;
+                (group_spec(group), group_name(&group.keys, &input))
+            }
+            NodeKind::Sink(SinkNode { table, .. }) => (sink_spec(table), format!("Sink({})", table.name)),
         };
         let edges = edges(&nodes, index, &ids, &mut single, graph.options.parallelism);
         let parallelism_max = match &node.kind {
-            NodeKind::Window(window) if window.keys.is_empty() => Some(Parallelism::ONE),
+            NodeKind::Window(WindowNode { keys, .. }) | NodeKind::Group(GroupNode { keys, .. }) if keys.is_empty() => {
+                Some(Parallelism::ONE)
+            }
             _ => None,
         };
         let schema = Arc::clone(&schemas[&index]);
@@ -261,6 +267,22 @@ fn window_spec(window: &WindowNode) -> OperatorSpec {
     })
 }
 
+fn group_spec(group: &GroupNode) -> OperatorSpec {
+    let GroupNode { keys, calls, retracting, update_before } = group;
+    OperatorSpec::GroupAggregate(GroupAggregateSpec {
+        keys: keys.clone(),
+        aggregates: calls.clone(),
+        retracting: *retracting,
+        update_before: *update_before,
+    })
+}
+
+fn group_name(keys: &[usize], input: &SchemaRef) -> String {
+    let name = |key: &usize| input.fields().get(*key).map_or("?", |field| field.name().as_str());
+    let keys: Vec<&str> = keys.iter().map(name).collect();
+    if keys.is_empty() { "GroupAggregate".to_owned() } else { format!("GroupAggregate by {}", keys.join(", ")) }
+}
+
 fn window_name(window: &WindowNode, input: &SchemaRef) -> String {
     let name = |index: usize| input.fields().get(index).map_or("?", |field| field.name().as_str());
     let time = name(window.time);
@@ -303,8 +325,12 @@ fn edges(
     for (from, output) in &node.inputs {
         let narrow = single.contains(from) && parallelism != Parallelism::ONE;
         let exchange = match &node.kind {
-            NodeKind::Window(window) => Exchange::Hash { keys: window.keys.clone() },
-            NodeKind::Sink(_) if narrow => Exchange::Rebalance,
+            NodeKind::Window(WindowNode { keys, .. }) | NodeKind::Group(GroupNode { keys, .. }) => {
+                Exchange::Hash { keys: keys.clone() }
+            }
+            // Updates of one row must not overtake one another.
+            NodeKind::Sink(SinkNode { updating: true, .. }) if narrow && !alone => Exchange::Hash { keys: Vec::new() },
+            NodeKind::Sink(SinkNode { updating: false, .. }) if narrow => Exchange::Rebalance,
             NodeKind::Sink(_) if !alone => Exchange::Forward,
             NodeKind::Calc { .. } | NodeKind::Sink(_) | NodeKind::Source(_) => {
                 if single.contains(from) {
@@ -315,7 +341,11 @@ fn edges(
         };
         edges.push(Edge { from: ids[from], output: *output, to: ids[&index], exchange });
     }
-    if matches!(&node.kind, NodeKind::Window(window) if window.keys.is_empty()) {
+    let keys = match &node.kind {
+        NodeKind::Window(WindowNode { keys, .. }) | NodeKind::Group(GroupNode { keys, .. }) => Some(keys),
+        NodeKind::Source(_) | NodeKind::Calc { .. } | NodeKind::Sink(_) => None,
+    };
+    if keys.is_some_and(Vec::is_empty) {
         single.insert(index);
     }
     edges

@@ -4,8 +4,10 @@
 //! statement by statement (declarations before their use), and all its INSERTs become one job. Invariant: no part of the
 //! syntax tree is passed over; what the planner does not support is refused with line, column and a hint.
 
+mod aggregate;
 mod bind;
 mod catalog;
+mod changelog;
 mod ddl;
 mod dialect;
 mod error;

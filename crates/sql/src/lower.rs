@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use datafusion::logical_expr::{ExprSchemable, lit};
 use datafusion::prelude::Expr;
+use sqlparser::tokenizer::Location;
 use weir_types::graph::{AggregateSpec, Output, WindowColumn, WindowSpec};
 use weir_types::ids::OperatorUid;
 use weir_types::{Error, Result};
@@ -12,7 +13,9 @@ use weir_types::{Error, Result};
 use crate::bind::{Assignment, Context, Scope, Value};
 use crate::catalog::{Catalog, Entry, Table};
 use crate::error::{invalid, unsupported};
-use crate::rel::{Column, Kind, Rel, Role, column, column_index, columns_of, internal, numbered_schema, substitute};
+use crate::rel::{
+    Call, Column, Kind, Rel, Role, column, column_index, columns_of, internal, numbered_schema, substitute,
+};
 use crate::simplify::encoded_depth;
 use crate::uid::{self, Uids};
 
@@ -31,7 +34,8 @@ pub(crate) enum NodeKind {
     Source(Arc<Table>),
     Calc { predicate: Option<Expr>, exprs: Vec<Expr> },
     Window(WindowNode),
-    Sink(Arc<Table>),
+    Group(GroupNode),
+    Sink(SinkNode),
 }
 
 /// A window aggregate over the columns of its input.
@@ -43,6 +47,25 @@ pub(crate) struct WindowNode {
     pub(crate) calls: Vec<AggregateSpec>,
     pub(crate) window_columns: Vec<WindowColumn>,
     pub(crate) late: bool,
+}
+
+/// An aggregate by keys alone. What it takes and emits is found out once the graph is whole ([`crate::changelog`]).
+#[derive(Debug)]
+pub(crate) struct GroupNode {
+    pub(crate) keys: Vec<usize>,
+    pub(crate) calls: Vec<AggregateSpec>,
+    pub(crate) retracting: bool,
+    pub(crate) update_before: bool,
+}
+
+/// A table that is written.
+#[derive(Debug)]
+pub(crate) struct SinkNode {
+    pub(crate) table: Arc<Table>,
+    /// Where the script says so.
+    pub(crate) at: Location,
+    /// Its rows may be updates or deletes.
+    pub(crate) updating: bool,
 }
 
 /// A relation as a projection and filter on a node. A UNION ALL has several.
@@ -70,11 +93,11 @@ impl<'a> Lowering<'a> {
     }
 
     /// `INSERT INTO table` of a relation that has the table's columns.
-    pub(crate) fn insert(&mut self, table: &Arc<Table>, rel: &Arc<Rel>) -> Result<()> {
+    pub(crate) fn insert(&mut self, table: &Arc<Table>, rel: &Arc<Rel>, at: Location) -> Result<()> {
         self.uids.lead_to(table);
         let pieces = self.pieces(rel)?;
         let inputs = pieces.into_iter().map(|piece| (self.materialise(piece, &rel.columns), Output::Main)).collect();
-        self.sink(table, rel.columns.clone(), inputs, false);
+        self.sink(table, at, rel.columns.clone(), inputs, false);
         Ok(())
     }
 
@@ -83,9 +106,17 @@ impl<'a> Lowering<'a> {
         (self.nodes, self.uids.by_order())
     }
 
-    fn sink(&mut self, table: &Arc<Table>, columns: Vec<Column>, inputs: Vec<(usize, Output)>, late: bool) {
+    fn sink(
+        &mut self,
+        table: &Arc<Table>,
+        at: Location,
+        columns: Vec<Column>,
+        inputs: Vec<(usize, Output)>,
+        late: bool,
+    ) {
         let uid = Some(self.uids.of_sink(table, late));
-        self.nodes.push(Node { kind: NodeKind::Sink(Arc::clone(table)), columns, inputs, uid });
+        let kind = NodeKind::Sink(SinkNode { table: Arc::clone(table), at, updating: false });
+        self.nodes.push(Node { kind, columns, inputs, uid });
     }
 
     fn pieces(&mut self, rel: &Arc<Rel>) -> Result<Vec<Piece>> {
@@ -110,6 +141,13 @@ impl<'a> Lowering<'a> {
                 Ok(pieces.into_iter().map(|piece| self.compose(piece, None, &all, &input.columns)).collect())
             }
             Kind::Aggregate { .. } => self.aggregate(rel),
+            Kind::Group { .. } => {
+                let node = match self.aggregates.get(&Arc::as_ptr(rel)) {
+                    Some(node) => *node,
+                    None => self.group_node(rel)?,
+                };
+                Ok(vec![whole(node)])
+            }
             Kind::Union(inputs) => {
                 let pieces = inputs.iter().map(|input| self.pieces(input)).collect::<Result<Vec<_>>>()?;
                 Ok(pieces.into_iter().flatten().collect())
@@ -182,12 +220,7 @@ impl<'a> Lowering<'a> {
             .zip(&rel.columns)
             .map(|(key, named)| pre.add(over(key)?, &named.name))
             .collect::<Result<Vec<_>>>()?;
-        let mut specs = Vec::with_capacity(calls.len());
-        for call in calls {
-            let argument = call.argument.as_ref().map(|argument| pre.add(over(argument)?, "")).transpose()?;
-            let filter = call.filter.as_ref().map(|filter| pre.add(over(filter)?, "")).transpose()?;
-            specs.push(AggregateSpec { function: call.function, argument, distinct: call.distinct, filter });
-        }
+        let specs = pre.calls(calls, over)?;
         let late = self.late_table(base)?;
         let late_columns = match &late {
             Some(table) => Some(late_columns(table, base, &mut pre)?),
@@ -217,6 +250,31 @@ impl<'a> Lowering<'a> {
             self.late_sink(node, &table, &columns, &pre.columns)?;
         }
         Ok(node)
+    }
+
+    fn group_node(&mut self, rel: &Arc<Rel>) -> Result<usize> {
+        let Kind::Group { input, keys, calls, .. } = &rel.kind else { return Err(Error::internal("not an aggregate")) };
+        let mut pre = PreCalc::new(input)?;
+        let named = keys.iter().zip(&rel.columns);
+        let keys = named.map(|(key, named)| pre.add(key.clone(), &named.name)).collect::<Result<Vec<_>>>()?;
+        let calls = pre.calls(calls, |expr| Ok(expr.clone()))?;
+        if pre.exprs.is_empty() {
+            // Rows are still counted: some column must carry them.
+            pre.add(lit(true), "")?;
+        }
+        let inputs = self
+            .pieces(input)?
+            .into_iter()
+            .map(|piece| {
+                let piece = self.compose(piece, None, &pre.exprs, &input.columns);
+                (self.materialise(piece, &pre.columns), Output::Main)
+            })
+            .collect();
+        let kind = NodeKind::Group(GroupNode { keys, calls, retracting: false, update_before: false });
+        let uid = Some(self.uids.of_aggregate(rel));
+        self.nodes.push(Node { kind, columns: rel.columns.clone(), inputs, uid });
+        self.aggregates.insert(Arc::as_ptr(rel), self.nodes.len() - 1);
+        Ok(self.nodes.len() - 1)
     }
 
     /// The table that the sources under a window name for late rows.
@@ -259,7 +317,7 @@ impl<'a> Lowering<'a> {
         let kind = NodeKind::Calc { predicate: None, exprs };
         self.nodes.push(Node { kind, columns: targets.clone(), inputs: vec![(window, Output::Late)], uid: None });
         let calc = self.nodes.len() - 1;
-        self.sink(table, targets, vec![(calc, Output::Main)], true);
+        self.sink(table, table.location, targets, vec![(calc, Output::Main)], true);
         Ok(())
     }
 }
@@ -331,6 +389,17 @@ impl PreCalc {
         Ok(Self { schema, input: base.columns.clone(), exprs: Vec::new(), columns: Vec::new() })
     }
 
+    /// Aggregate calls over the columns, once `over` has made their expressions ones over the input.
+    fn calls(&mut self, calls: &[Call], over: impl Fn(&Expr) -> Result<Expr>) -> Result<Vec<AggregateSpec>> {
+        let mut specs = Vec::with_capacity(calls.len());
+        for call in calls {
+            let argument = call.argument.as_ref().map(|argument| self.add(over(argument)?, "")).transpose()?;
+            let filter = call.filter.as_ref().map(|filter| self.add(over(filter)?, "")).transpose()?;
+            specs.push(AggregateSpec { function: call.function, argument, distinct: call.distinct, filter });
+        }
+        Ok(specs)
+    }
+
     fn add(&mut self, expr: Expr, name: &str) -> Result<usize> {
         if let Some(index) = self.exprs.iter().position(|known| *known == expr) {
             return Ok(index);
@@ -361,7 +430,7 @@ struct Windowed<'r> {
     exprs: Vec<Expr>,
     /// For windows of a HOP that are grouped again.
     size_of_hop_ms: Option<i64>,
-    at: Option<sqlparser::tokenizer::Location>,
+    at: Option<Location>,
 }
 
 impl<'r> Windowed<'r> {
@@ -407,7 +476,7 @@ impl<'r> Windowed<'r> {
         if !reads_window {
             return Ok(expr);
         }
-        let at = self.at.unwrap_or(sqlparser::tokenizer::Location { line: 1, column: 1 });
+        let at = self.at.unwrap_or(Location { line: 1, column: 1 });
         let exprs = tumble_exprs(&self.window, self.time, self.base).ok_or_else(|| {
             unsupported(
                 at,

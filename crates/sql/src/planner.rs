@@ -16,13 +16,15 @@ use crate::options::Settings;
 use crate::query::{Binder, with_names};
 use crate::rel::{Column, Kind, Rel, column};
 use crate::script::{self, CreateView, Insert, Statement, StatementKind};
-use crate::{PlanContext, Planned, explain, graph, table};
+use crate::{PlanContext, Planned, changelog, explain, graph, table};
 
 /// A bound INSERT.
 #[derive(Clone, Debug)]
 struct Write {
     table: Arc<Table>,
     rel: Arc<Rel>,
+    /// Where the script names the table.
+    at: Location,
 }
 
 /// Plans a script.
@@ -116,7 +118,7 @@ impl<'a> Planner<'a> {
             StatementKind::ExplainQuery(query) => {
                 let rel = Binder::new(&self.catalog, self.time_zone()).query(query, at)?;
                 let table = Arc::new(explain::result_table(&rel.columns, at));
-                self.explain(&[Write { table, rel }])?;
+                self.explain(&[Write { table, rel, at }])?;
             }
         }
         Ok(())
@@ -235,19 +237,20 @@ impl<'a> Planner<'a> {
         let columns =
             writable.into_iter().cloned().map(|column| Column { role: crate::rel::Role::Plain, ..column }).collect();
         let rel = Arc::new(Rel { kind: Kind::Calc { input: query, predicate: None, exprs }, columns });
-        Ok(Write { table, rel })
+        Ok(Write { table, rel, at })
     }
 
     /// The job of some INSERTs, and what to tell the user about it.
     fn job(&self, writes: &[Write]) -> Result<(JobGraph, Vec<String>)> {
         let mut lowering = Lowering::new(&self.catalog, self.time_zone());
         for write in writes {
-            lowering.insert(&write.table, &write.rel)?;
+            lowering.insert(&write.table, &write.rel, write.at)?;
         }
         let tables: Vec<&str> = writes.iter().map(|write| write.table.name.as_str()).collect();
         let name = self.settings.name.clone().or_else(|| self.context.job_name.clone());
         let name = name.unwrap_or_else(|| format!("insert-into {}", tables.join(", ")));
-        let (nodes, by_order) = lowering.finish();
+        let (mut nodes, by_order) = lowering.finish();
+        changelog::infer(&mut nodes)?;
         let graph = graph::build(nodes, name, self.settings.options.clone())?;
         let told_apart =
             graph.operators.iter().filter(|operator| operator.uid.as_ref().is_some_and(|uid| by_order.contains(uid)));

@@ -206,12 +206,7 @@ pub(crate) fn refuse_exotic(select: &Select, at: Location) -> Result<()> {
         value_table_mode,
         flavor,
     } = select;
-    refuse_if(
-        matches!(distinct, Some(ast::Distinct::Distinct | ast::Distinct::On(_))),
-        at,
-        "SELECT DISTINCT",
-        "Aggregate over a window: GROUP BY window_start, window_end and the columns.",
-    )?;
+    refuse_if(matches!(distinct, Some(ast::Distinct::On(_))), at, "DISTINCT ON", "Write SELECT DISTINCT.")?;
     refuse_if(
         select_modifiers.is_some() || top.is_some() || exclude.is_some(),
         at,

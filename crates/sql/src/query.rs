@@ -1,4 +1,4 @@
-//! Queries become relations: SELECT, WHERE, GROUP BY over windows, HAVING, UNION ALL, WITH, subqueries.
+//! Queries become relations: SELECT, WHERE, GROUP BY, HAVING, DISTINCT, UNION, WITH, subqueries.
 //!
 //! Every part of the syntax tree is taken apart by name, so that a part which sqlparser adds breaks the build rather than
 //! being passed over.
@@ -14,10 +14,11 @@ use sqlparser::tokenizer::Location;
 use weir_functions::types;
 use weir_types::Result;
 
+use crate::aggregate;
 use crate::bind::{Context, Scope, Value};
 use crate::catalog::{Catalog, Entry};
 use crate::error::{invalid, nearest, refuse_if, start, unsupported};
-use crate::projection::{ItemExpr, UID_HINT, refuse_exotic, uid_hint};
+use crate::projection::{Item, ItemExpr, UID_HINT, refuse_exotic, uid_hint};
 use crate::rel::{Column, Kind, Rel, Role, column};
 
 /// Binds queries against what has been declared.
@@ -114,13 +115,14 @@ impl<'a> Binder<'a> {
         right: &SetExpr,
         at: Location,
     ) -> Result<Arc<Rel>> {
-        if op != SetOperator::Union || quantifier != SetQuantifier::All {
-            let what = match (op, quantifier) {
-                (SetOperator::Union, SetQuantifier::None | SetQuantifier::Distinct) => "UNION without ALL".to_owned(),
-                _ => format!("{op} {quantifier}").trim().to_owned(),
-            };
-            return Err(unsupported(start(right.span(), at), what, "Only UNION ALL is; it keeps duplicates."));
-        }
+        let distinct = match (op, quantifier) {
+            (SetOperator::Union, SetQuantifier::All) => false,
+            (SetOperator::Union, SetQuantifier::None | SetQuantifier::Distinct) => true,
+            _ => {
+                let what = format!("{op} {quantifier}").trim().to_owned();
+                return Err(unsupported(start(right.span(), at), what, "UNION and UNION ALL are."));
+            }
+        };
         let right_at = start(right.span(), at);
         let (left, right) = (self.body(left, at)?, self.body(right, right_at)?);
         if left.columns.len() != right.columns.len() {
@@ -163,7 +165,8 @@ impl<'a> Binder<'a> {
                 _ => inputs.push(side),
             }
         }
-        Ok(Arc::new(Rel { kind: Kind::Union(inputs), columns }))
+        let union = Arc::new(Rel { kind: Kind::Union(inputs), columns });
+        if distinct { aggregate::distinct(union, None, right_at) } else { Ok(union) }
     }
 
     /// The relation with its columns cast to those types.
@@ -189,7 +192,8 @@ impl<'a> Binder<'a> {
     fn select(&self, select: &Select) -> Result<Arc<Rel>> {
         let at = start(select.select_token.0.span, select.span().start);
         refuse_exotic(select, at)?;
-        let Select { projection, from, selection, group_by, having, .. } = select;
+        let Select { distinct, projection, from, selection, group_by, having, .. } = select;
+        let distinct = matches!(distinct, Some(ast::Distinct::Distinct));
         let source = match from.as_slice() {
             [one] => self.from(one, at)?,
             [] => return Err(unsupported(at, "SELECT without FROM", "Select from a table.")),
@@ -225,14 +229,20 @@ impl<'a> Binder<'a> {
         let items = self.expand(projection, &source, at)?;
         let hint = uid_hint(&select.optimizer_hints, at)?;
         if let Some(rel) = self.aggregate(&source, groups, &items, having.as_ref(), hint.clone(), at)? {
-            return Ok(rel);
+            return if distinct { aggregate::distinct(rel, None, at) } else { Ok(rel) };
         }
-        if hint.is_some() {
+        if hint.is_some() && !distinct {
             return Err(invalid(at, "STATE_UID on a SELECT that keeps no state").with_hint(UID_HINT));
         }
         if let Some(having) = having {
             return Err(invalid(start(having.span(), at), "HAVING without GROUP BY").with_hint("Use WHERE."));
         }
+        let rel = self.items(source, &items, at)?;
+        if distinct { aggregate::distinct(rel, hint, at) } else { Ok(rel) }
+    }
+
+    /// A SELECT's items over a relation.
+    fn items(&self, source: Source, items: &[Item<'_>], at: Location) -> Result<Arc<Rel>> {
         let cx = Context::new(source.scope(), at, self.time_zone);
         let mut exprs = Vec::with_capacity(items.len());
         let mut columns = Vec::with_capacity(items.len());
@@ -335,6 +345,12 @@ impl<'a> Binder<'a> {
                     return Err(invalid(at, format!("table {} cannot be read", table.name))
                         .with_detail(format!("Connector '{}' is a sink only.", table.kind())));
                 }
+                refuse_if(
+                    table.connector.has_change_format(),
+                    at,
+                    &format!("reading table {} in a format of changes", table.name),
+                    "Read it as 'json', with the columns before ROW<…>, after ROW<…> and op STRING.",
+                )?;
                 Ok(Arc::new(Rel { kind: Kind::Scan(Arc::clone(table)), columns: table.columns.clone() }))
             }
             None => Err(self.no_table(&ident.value, at)),

@@ -93,8 +93,26 @@ pub(crate) enum Kind {
         /// Tells it apart from equal ones: `SELECT /*+ STATE_UID('hint') */`.
         hint: Option<String>,
     },
+    /// Groups by keys alone; results change as rows come. Columns: keys, calls. Without calls: the distinct keys.
+    Group {
+        input: Arc<Rel>,
+        keys: Vec<Expr>,
+        calls: Vec<Call>,
+        /// As in `Aggregate`.
+        hint: Option<String>,
+    },
     /// All rows of all inputs.
     Union(Vec<Arc<Rel>>),
+}
+
+impl Rel {
+    /// How many aggregate calls it computes itself.
+    pub(crate) fn calls(&self) -> usize {
+        match &self.kind {
+            Kind::Aggregate { calls, .. } | Kind::Group { calls, .. } => calls.len(),
+            Kind::Scan(_) | Kind::Calc { .. } | Kind::Window { .. } | Kind::Union(_) => 0,
+        }
+    }
 }
 
 /// The column `#index`.

@@ -48,11 +48,11 @@ impl Uids {
         self.numbered(table_form(if late { "late-sink" } else { "sink" }, table))
     }
 
-    /// The uid of a window aggregate, once everything above it has one.
+    /// The uid of an aggregate, once everything above it has one.
     pub(crate) fn of_aggregate(&mut self, rel: &Arc<Rel>) -> OperatorUid {
         let form = self.aggregate_form(rel);
         let hint = match &rel.kind {
-            Kind::Aggregate { hint, .. } => hint.as_deref(),
+            Kind::Aggregate { hint, .. } | Kind::Group { hint, .. } => hint.as_deref(),
             _ => None,
         };
         let uid = match hint {
@@ -82,7 +82,10 @@ impl Uids {
     }
 
     fn aggregate_form(&self, rel: &Rel) -> String {
-        let Kind::Aggregate { input, keys, calls, .. } = &rel.kind else { return self.column_form(rel, 0) };
+        let (input, keys, calls) = match &rel.kind {
+            Kind::Aggregate { input, keys, calls, .. } | Kind::Group { input, keys, calls, .. } => (input, keys, calls),
+            _ => return self.column_form(rel, 0),
+        };
         let name = |index: usize| self.column_form(input, index);
         let keys: Vec<String> = keys.iter().map(|key| text(key, &name)).collect();
         let calls: Vec<String> = calls
@@ -95,7 +98,11 @@ impl Uids {
                 format!("{:?}({distinct}{argument}){filter}", call.function)
             })
             .collect();
-        format!("window-aggregate|{}|{}|{}", self.window_form(input), keys.join(","), calls.join(","))
+        let (kind, rows) = match &rel.kind {
+            Kind::Group { .. } => ("group-aggregate", self.rows_form(input)),
+            _ => ("window-aggregate", self.window_form(input)),
+        };
+        format!("{kind}|{rows}|{}|{}", keys.join(","), calls.join(","))
     }
 
     /// The window that a relation's rows are in, with its time column.
@@ -110,7 +117,20 @@ impl Uids {
             }
             Kind::Aggregate { .. } => format!("[{}]", self.aggregate_uid(rel)),
             Kind::Calc { input, .. } => self.window_form(input),
-            Kind::Scan(_) | Kind::Union(_) => String::new(),
+            Kind::Scan(_) | Kind::Union(_) | Kind::Group { .. } => String::new(),
+        }
+    }
+
+    /// Which rows a relation has: what it reads, filters and projections aside.
+    fn rows_form(&self, rel: &Rel) -> String {
+        match &rel.kind {
+            Kind::Scan(table) => self.source_uid(table),
+            Kind::Calc { input, .. } | Kind::Window { input, .. } => self.rows_form(input),
+            Kind::Aggregate { .. } | Kind::Group { .. } => self.aggregate_uid(rel),
+            Kind::Union(inputs) => {
+                let forms: Vec<String> = inputs.iter().map(|input| self.rows_form(input)).collect();
+                format!("union({})", forms.join("|"))
+            }
         }
     }
 
@@ -121,7 +141,7 @@ impl Uids {
             Kind::Calc { input, exprs, .. } => text(&exprs[index], &|index| self.column_form(input, index)),
             Kind::Window { input, .. } if index < input.columns.len() => self.column_form(input, index),
             Kind::Window { .. } => format!("{:?}", rel.columns[index].role),
-            Kind::Aggregate { .. } => format!("{}[{index}]", self.aggregate_uid(rel)),
+            Kind::Aggregate { .. } | Kind::Group { .. } => format!("{}[{index}]", self.aggregate_uid(rel)),
             Kind::Union(inputs) => {
                 let forms: Vec<String> = inputs.iter().map(|input| self.column_form(input, index)).collect();
                 format!("union({})", forms.join("|"))
@@ -163,7 +183,7 @@ pub(crate) fn tables(rel: &Rel) -> Vec<Arc<Table>> {
     match &rel.kind {
         Kind::Scan(table) => vec![Arc::clone(table)],
         Kind::Calc { input, .. } | Kind::Window { input, .. } => tables(input),
-        Kind::Aggregate { .. } => Vec::new(),
+        Kind::Aggregate { .. } | Kind::Group { .. } => Vec::new(),
         Kind::Union(inputs) => inputs.iter().flat_map(|input| tables(input)).collect(),
     }
 }

@@ -26,6 +26,7 @@ fn uids(script: &str) -> BTreeMap<String, String> {
         OperatorSpec::Source(source) => format!("source {}", source.table),
         OperatorSpec::Calc(_) => "calc".to_owned(),
         OperatorSpec::WindowAggregate(_) => "window".to_owned(),
+        OperatorSpec::GroupAggregate(group) => format!("group by {}", group.keys.len()),
         OperatorSpec::Sink(sink) => format!("sink {}", sink.table),
     };
     let named = graph(script).operators.into_iter().filter_map(|operator| Some((kind(&operator.spec), operator.uid?)));
@@ -303,4 +304,23 @@ fn options_of_flags_win_over_the_script_and_the_script_over_defaults() {
     assert_eq!(graph.name, "from a flag");
     assert_eq!(planned.claim_mode, ClaimMode::NoClaim);
     assert_eq!(planned.warnings, ["option 'table.exec.mini-batch.enabled' has no effect in Weir and is ignored"]);
+}
+
+#[test]
+fn an_updating_aggregate_is_known_by_its_rows_keys_and_calls() {
+    let group = |script: &str| uids(script)["group by 1"].clone();
+    let before = group("INSERT INTO out SELECT k, COUNT(*) FROM t GROUP BY k;");
+    let same = [
+        "INSERT INTO out SELECT key, COUNT(*) AS c FROM (SELECT k AS key, v FROM t WHERE v > 3) GROUP BY key HAVING COUNT(*) > 1;",
+        "INSERT INTO other SELECT k, n + 1 FROM (SELECT k, COUNT(*) AS n FROM t GROUP BY k);",
+    ];
+    same.iter().for_each(|script| assert_eq!(group(script), before, "{script}"));
+    let others = [
+        "INSERT INTO out SELECT v, COUNT(*) FROM t GROUP BY v;",
+        "INSERT INTO out SELECT k, COUNT(v) FROM t GROUP BY k;",
+        "INSERT INTO out SELECT k, COUNT(*) FROM (SELECT k FROM t UNION ALL SELECT v FROM t) GROUP BY k;",
+        "INSERT INTO out SELECT k, COUNT(*) FROM (SELECT k, MAX(v) FROM t GROUP BY k, v) GROUP BY k;",
+    ];
+    others.iter().for_each(|script| assert_ne!(group(script), before, "{script}"));
+    assert_ne!(uids("INSERT INTO out SELECT DISTINCT k, v FROM t;")["group by 2"], before);
 }

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use weir_types::Result;
-use weir_types::graph::{AggregateFunction, AggregateSpec, JobGraph, OperatorSpec, WindowAggregateSpec};
+use weir_types::graph::{
+    AggregateFunction, AggregateSpec, GroupAggregateSpec, JobGraph, OperatorSpec, WindowAggregateSpec,
+};
 use weir_types::ids::OperatorUid;
 use weir_types::restore::{StateColumn, StateTable};
 use weir_types::snapshot::OperatorSnapshot;
@@ -46,13 +48,15 @@ pub fn held_tables(
 pub fn kept_tables(graph: &JobGraph, describe: &dyn Fn(&DataType) -> String) -> BTreeMap<OperatorUid, Vec<StateTable>> {
     let mut tables = BTreeMap::new();
     for operator in &graph.operators {
-        if let (OperatorSpec::WindowAggregate(spec), Some(uid), Some(input)) =
-            (&operator.spec, &operator.uid, graph.input_schema(operator.id))
-        {
-            let kept = window_tables(spec, input, &operator.schema).into_iter();
-            let kept = kept.map(|(table, schema)| StateTable { table, columns: state_columns(&schema, describe) });
-            tables.insert(uid.clone(), kept.collect());
-        }
+        let (Some(uid), Some(input)) = (&operator.uid, graph.input_schema(operator.id)) else { continue };
+        let kept = match &operator.spec {
+            OperatorSpec::WindowAggregate(spec) => window_tables(spec, input, &operator.schema),
+            OperatorSpec::GroupAggregate(spec) => group_tables(spec, input, &operator.schema),
+            OperatorSpec::Source(_) | OperatorSpec::Calc(_) | OperatorSpec::Sink(_) => continue,
+        };
+        let kept = kept.into_iter();
+        let kept = kept.map(|(table, schema)| StateTable { table, columns: state_columns(&schema, describe) });
+        tables.insert(uid.clone(), kept.collect());
     }
     tables
 }
@@ -60,33 +64,78 @@ pub fn kept_tables(graph: &JobGraph, describe: &dyn Fn(&DataType) -> String) -> 
 /// The tables that a window aggregate from an input of this schema to such an output keeps. Columns are called as the
 /// query does; where it has no name for one, it has none here.
 pub fn window_tables(spec: &WindowAggregateSpec, input: &Schema, output: &Schema) -> Vec<(String, Schema)> {
-    let type_of = |column: usize| input.fields().get(column).map_or(DataType::Null, |field| plain(field.data_type()));
     let instant = DataType::Timestamp(TimeUnit::Millisecond, None);
-    let mut leading = vec![
-        Field::new(HASH_COLUMN, DataType::UInt64, false),
-        state_field("slice_start", Role::MapKey, "", instant, false),
-    ];
-    for (index, &key) in spec.keys.iter().enumerate() {
-        let name = input.fields().get(key).map_or("", |field| given(field.name()));
-        leading.push(state_field(&format!("key{index}"), Role::Key, name, type_of(key), true));
+    let slice = state_field("slice_start", Role::MapKey, "", instant, false);
+    let leading: Vec<Field> = [hash_field(), slice].into_iter().chain(key_fields(&spec.keys, input)).collect();
+    let calls = aggregate_fields(&spec.aggregates, false, input, &output.fields()[spec.keys.len()..]);
+    let groups = leading.iter().cloned().chain(calls).collect::<Vec<_>>();
+    let mut tables = vec![("groups".to_owned(), Schema::new(groups))];
+    for (index, (argument, _)) in value_sets(&spec.aggregates, false).into_iter().enumerate() {
+        let own = distinct_fields(type_of(input, argument));
+        let fields = leading.iter().cloned().chain(own).collect::<Vec<_>>();
+        tables.push((format!("distinct{index}"), Schema::new(fields)));
     }
-    let mut groups = leading.clone();
-    for (index, call) in spec.aggregates.iter().enumerate() {
-        let name = output.fields().get(spec.keys.len() + index).map_or("", |field| given(field.name()));
-        let argument = call.argument.map_or(DataType::Null, type_of);
-        groups.extend(call_columns(call.function, argument).into_iter().map(|(part, suffix, data_type)| {
+    tables
+}
+
+/// The tables that an updating aggregate from an input of this schema to such an output keeps, named as in
+/// [`window_tables`].
+pub fn group_tables(spec: &GroupAggregateSpec, input: &Schema, output: &Schema) -> Vec<(String, Schema)> {
+    let GroupAggregateSpec { keys, aggregates, retracting, update_before: _ } = spec;
+    let leading: Vec<Field> = std::iter::once(hash_field()).chain(key_fields(keys, input)).collect();
+    let rows = retracting.then(|| state_field("rows", Role::Value, "row_count", DataType::Int64, false));
+    let calls = aggregate_fields(aggregates, *retracting, input, &output.fields()[keys.len()..]);
+    let groups = leading.iter().cloned().chain(rows).chain(calls).collect::<Vec<_>>();
+    let mut tables = vec![("groups".to_owned(), Schema::new(groups))];
+    for (index, (argument, filters)) in value_sets(aggregates, *retracting).into_iter().enumerate() {
+        let kind = type_of(input, argument);
+        let (name, own) = if *retracting {
+            let value = state_field("value", Role::MapKey, "", kind, false);
+            let count = |filter| state_field(&format!("count{filter}"), Role::Value, "", DataType::Int64, false);
+            (format!("values{index}"), std::iter::once(value).chain((0..filters).map(count)).collect::<Vec<_>>())
+        } else {
+            (format!("distinct{index}"), distinct_fields(kind).into())
+        };
+        tables.push((name, Schema::new(leading.iter().cloned().chain(own).collect::<Vec<_>>())));
+    }
+    tables
+}
+
+fn type_of(input: &Schema, column: usize) -> DataType {
+    input.fields().get(column).map_or(DataType::Null, |field| plain(field.data_type()))
+}
+
+fn hash_field() -> Field {
+    Field::new(HASH_COLUMN, DataType::UInt64, false)
+}
+
+fn key_fields<'a>(keys: &'a [usize], input: &'a Schema) -> impl Iterator<Item = Field> + 'a {
+    keys.iter().enumerate().map(|(index, &key)| {
+        let name = input.fields().get(key).map_or("", |field| given(field.name()));
+        state_field(&format!("key{index}"), Role::Key, name, type_of(input, key), true)
+    })
+}
+
+/// The columns of all calls, which the query calls as `outputs` are called.
+fn aggregate_fields(calls: &[AggregateSpec], retracting: bool, input: &Schema, outputs: &[FieldRef]) -> Vec<Field> {
+    let mut fields = Vec::new();
+    for (index, call) in calls.iter().enumerate() {
+        let name = outputs.get(index).map_or("", |field| given(field.name()));
+        let argument = call.argument.map_or(DataType::Null, |argument| type_of(input, argument));
+        let columns = call_columns(call.function, argument, retracting).into_iter();
+        fields.extend(columns.map(|(part, suffix, data_type)| {
             let name = if name.is_empty() { String::new() } else { format!("{name}{suffix}") };
             state_field(&format!("agg{index}.{part}"), Role::Value, &name, data_type, true)
         }));
     }
-    let mut tables = vec![("groups".to_owned(), Schema::new(groups))];
-    for (index, argument) in distinct_arguments(&spec.aggregates).into_iter().enumerate() {
-        let mut fields = leading.clone();
-        fields.push(state_field("value", Role::MapKey, "", type_of(argument), false));
-        fields.push(state_field("seen", Role::Value, "", DataType::UInt64, false));
-        tables.push((format!("distinct{index}"), Schema::new(fields)));
-    }
-    tables
+    fields
+}
+
+fn distinct_fields(value: DataType) -> [Field; 2] {
+    [
+        state_field("value", Role::MapKey, "", value, false),
+        state_field("seen", Role::Value, "", DataType::UInt64, false),
+    ]
 }
 
 /// A name that comes from the query: the planner's own hold a `$`.
@@ -95,7 +144,11 @@ fn given(name: &str) -> &str {
 }
 
 /// The columns that hold one call's state: what each is, what its name ends in, and its type.
-fn call_columns(function: AggregateFunction, argument: DataType) -> Vec<(&'static str, &'static str, DataType)> {
+fn call_columns(
+    function: AggregateFunction,
+    argument: DataType,
+    retracting: bool,
+) -> Vec<(&'static str, &'static str, DataType)> {
     use AggregateFunction::{Avg, Count, Max, Min, Sum};
     let float = matches!(argument, DataType::Float32 | DataType::Float64);
     let text = matches!(argument, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
@@ -108,6 +161,8 @@ fn call_columns(function: AggregateFunction, argument: DataType) -> Vec<(&'stati
     match function {
         Count => vec![("count", "", DataType::Int64)],
         Avg => vec![("sum", "_sum", sum), ("count", "_count", DataType::Int64)],
+        // A sum from which values are taken has to know when none is left.
+        Sum if retracting => vec![("sum", "_sum", sum), ("count", "_count", DataType::Int64)],
         Sum if decimal => vec![("value", "", sum), ("overflow", "_overflow", DataType::Boolean)],
         Sum => vec![("value", "", sum)],
         Min | Max if float => vec![("value", "", DataType::Float64)],
@@ -116,12 +171,14 @@ fn call_columns(function: AggregateFunction, argument: DataType) -> Vec<(&'stati
     }
 }
 
-/// The argument of each table of distinct values. Repeated values change neither a minimum nor a maximum: those keep none.
-fn distinct_arguments(calls: &[AggregateSpec]) -> Vec<usize> {
+/// The argument of each table of values, and under how many filters it tells them apart. Repeated values change neither a
+/// minimum nor a maximum, unless values are retracted.
+fn value_sets(calls: &[AggregateSpec], retracting: bool) -> Vec<(usize, usize)> {
     let mut sets: Vec<(usize, Vec<Option<usize>>)> = Vec::new();
     for call in calls {
         let extreme = matches!(call.function, AggregateFunction::Min | AggregateFunction::Max);
-        let Some(argument) = call.argument.filter(|_| call.distinct && !extreme) else { continue };
+        let of_set = if extreme { retracting } else { call.distinct };
+        let Some(argument) = call.argument.filter(|_| of_set) else { continue };
         let has_room = |(of, filters): &&mut (usize, Vec<Option<usize>>)| {
             *of == argument && (filters.contains(&call.filter) || filters.len() < FILTERS_PER_SET)
         };
@@ -131,7 +188,7 @@ fn distinct_arguments(calls: &[AggregateSpec]) -> Vec<usize> {
             None => sets.push((argument, vec![call.filter])),
         }
     }
-    sets.into_iter().map(|(argument, _)| argument).collect()
+    sets.into_iter().map(|(argument, filters)| (argument, filters.len())).collect()
 }
 
 /// The columns of a table but for the hash of its key.

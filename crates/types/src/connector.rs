@@ -124,6 +124,9 @@ const fn required(key: &'static str, kind: OptionKind, doc: &'static str) -> Opt
     OptionSpec { key, kind, required: true, doc }
 }
 
+/// The format of changes as Debezium writes them, in JSON.
+pub const DEBEZIUM_JSON: &str = "debezium-json";
+
 /// The option that names the table which receives late rows; every source knows it.
 pub const LATE_ROWS_TABLE: &str = "late-rows.table";
 
@@ -146,7 +149,11 @@ const STREAM_STORE: Descriptor = Descriptor {
     filter_push_down: &[],
     options: &[
         required("stream", OptionKind::Text, "`scope/stream`"),
-        option("format", OptionKind::Choice(&["json", "arrow"]), "how records are encoded; default json"),
+        option(
+            "format",
+            OptionKind::Choice(&["json", "arrow", DEBEZIUM_JSON]),
+            "how records are encoded; default json; sink: `debezium-json` takes updates and deletes",
+        ),
         option(
             "scan.startup.mode",
             OptionKind::Choice(&["earliest", "latest", "group"]),
@@ -195,8 +202,8 @@ const FILESYSTEM: Descriptor = Descriptor {
         required("path", OptionKind::Text, "source: a file or directory; sink: a directory"),
         required(
             "format",
-            OptionKind::Choice(&["json", "csv"]),
-            "JSON lines or CSV; names ending in .gz are decompressed",
+            OptionKind::Choice(&["json", "csv", DEBEZIUM_JSON]),
+            "JSON lines or CSV; names ending in .gz are decompressed; sink: `debezium-json` takes updates and deletes",
         ),
         option("csv.field-delimiter", OptionKind::Text, "one character; default ','"),
         option("csv.ignore-first-line", OptionKind::Boolean, "source: the first line is a header; default false"),

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow_schema::SchemaRef;
 use serde::{Deserialize, Serialize};
 
+use crate::changelog::Changelog;
 use crate::connector::ConnectorKind;
 use crate::error::{Error, Result};
 use crate::ids::{ChainId, OperatorId, OperatorUid, Parallelism};
@@ -111,6 +112,8 @@ pub enum OperatorSpec {
     Calc(CalcSpec),
     /// Aggregates per key and event-time window; emits once per window, when the watermark passes its end.
     WindowAggregate(WindowAggregateSpec),
+    /// Aggregates per key; emits how results change with every batch.
+    GroupAggregate(GroupAggregateSpec),
     /// Writes a table.
     Sink(SinkSpec),
 }
@@ -218,6 +221,19 @@ pub struct WindowAggregateSpec {
     pub window_columns: Vec<WindowColumn>,
     /// Late rows leave through [`Output::Late`]; they are counted in any case.
     pub emit_late_rows: bool,
+}
+
+/// An aggregate whose results change as rows come. Output columns: keys, then aggregates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupAggregateSpec {
+    /// Input columns that form the key; the hash exchange before the operator uses the same ones.
+    pub keys: Vec<usize>,
+    /// The aggregates; none: only whether there are rows.
+    pub aggregates: Vec<AggregateSpec>,
+    /// The input retracts rows: it has updates or deletes.
+    pub retracting: bool,
+    /// What a row was is emitted before what it has become.
+    pub update_before: bool,
 }
 
 /// A column that a window aggregate adds.
@@ -422,6 +438,20 @@ impl JobGraph {
         self.inputs(id).next().and_then(|edge| self.edge_schema(edge))
     }
 
+    /// The changes that flow out of an operator; for a sink, into it.
+    pub fn changelog(&self, id: OperatorId) -> Changelog {
+        // Depth is bounded: every step goes to an operator further up.
+        let input = || {
+            let inputs = self.inputs(id).filter(|edge| edge.output == Output::Main);
+            inputs.map(|edge| self.changelog(edge.from)).fold(Changelog::INSERTS, Changelog::or)
+        };
+        match self.operator(id).map(|operator| &operator.spec) {
+            None | Some(OperatorSpec::Source(_) | OperatorSpec::WindowAggregate(_)) => Changelog::INSERTS,
+            Some(OperatorSpec::Calc(_) | OperatorSpec::Sink(_)) => input(),
+            Some(OperatorSpec::GroupAggregate(group)) => group.changelog(),
+        }
+    }
+
     /// No column number lies outside of its schema, so that operators and exchanges may index without asking.
     fn validate_columns(&self) -> Result<()> {
         for operator in &self.operators {
@@ -443,6 +473,11 @@ impl JobGraph {
                     in_range(&what, used, width)?;
                     let produced = window.keys.len() + window.aggregates.len() + window.window_columns.len();
                     same_width(&what, produced, own)?;
+                }
+                OperatorSpec::GroupAggregate(group) => {
+                    let arguments = group.aggregates.iter().flat_map(|call| [call.argument, call.filter]).flatten();
+                    in_range(&what, group.keys.iter().copied().chain(arguments), width)?;
+                    same_width(&what, group.keys.len() + group.aggregates.len(), own)?;
                 }
                 OperatorSpec::Sink(sink) => {
                     let used = sink.metadata.keys().chain(&sink.primary_key).copied();

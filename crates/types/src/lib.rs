@@ -2,6 +2,7 @@
 //! snapshot and quota types. No I/O, no clock, no randomness: every other crate may depend on this one.
 
 pub mod annotations;
+pub mod changelog;
 pub mod connector;
 pub mod control;
 pub mod deployment;

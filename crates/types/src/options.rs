@@ -160,7 +160,8 @@ mod tests {
         let error = spec("format").check("xml").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "INVALID_ARGUMENT: option 'format' does not take the value 'xml' (It takes one of 'json', 'csv'.)"
+            "INVALID_ARGUMENT: option 'format' does not take the value 'xml' (It takes one of 'json', 'csv', \
+             'debezium-json'.)"
         );
         assert!(spec("json.ignore-parse-errors").check("yes").is_err());
         let connector = ConnectorSpec {

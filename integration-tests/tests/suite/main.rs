@@ -31,6 +31,7 @@ mod steps;
 mod support;
 mod transactions;
 mod transcripts;
+mod updating;
 mod usage;
 mod verification;
 mod windows;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use arrow_schema::{Schema, SchemaRef};
 use weir_types::connector::ConnectorKind;
 use weir_types::graph::{
-    AggregateFunction, AggregateSpec, CalcSpec, ConnectorSpec, Edge, Exchange, JobGraph, JobOptions, Operator,
-    OperatorSpec, Output, PushedFilter, ScalarExpr, SinkSpec, SourceSpec, WatermarkSpec, WindowAggregateSpec,
-    WindowColumn, WindowSpec,
+    AggregateFunction, AggregateSpec, CalcSpec, ConnectorSpec, Edge, Exchange, GroupAggregateSpec, JobGraph,
+    JobOptions, Operator, OperatorSpec, Output, PushedFilter, ScalarExpr, SinkSpec, SourceSpec, WatermarkSpec,
+    WindowAggregateSpec, WindowColumn, WindowSpec,
 };
 use weir_types::ids::{OperatorId, Parallelism};
 use weir_types::{Code, Error, Result};
@@ -182,6 +182,7 @@ impl From<&Operator> for pb::Operator {
             OperatorSpec::Source(source) => pb::operator::Spec::Source(source.into()),
             OperatorSpec::Calc(calc) => pb::operator::Spec::Calc(calc.into()),
             OperatorSpec::WindowAggregate(window) => pb::operator::Spec::WindowAggregate(window.into()),
+            OperatorSpec::GroupAggregate(group) => pb::operator::Spec::GroupAggregate(group.into()),
             OperatorSpec::Sink(sink) => pb::operator::Spec::Sink(sink.into()),
         };
         Self {
@@ -204,6 +205,7 @@ impl TryFrom<pb::Operator> for Operator {
             pb::operator::Spec::Source(source) => OperatorSpec::Source(source.try_into()?),
             pb::operator::Spec::Calc(calc) => OperatorSpec::Calc(calc.into()),
             pb::operator::Spec::WindowAggregate(window) => OperatorSpec::WindowAggregate(window.try_into()?),
+            pb::operator::Spec::GroupAggregate(group) => OperatorSpec::GroupAggregate(group.try_into()?),
             pb::operator::Spec::Sink(sink) => OperatorSpec::Sink(sink.try_into()?),
         };
         Ok(Self {
@@ -367,6 +369,28 @@ impl TryFrom<pb::WindowAggregate> for WindowAggregateSpec {
             window_columns: window_columns.into_iter().map(window_column).collect::<Result<_>>()?,
             emit_late_rows,
         })
+    }
+}
+
+impl From<&GroupAggregateSpec> for pb::GroupAggregate {
+    fn from(spec: &GroupAggregateSpec) -> Self {
+        let GroupAggregateSpec { keys, aggregates, retracting, update_before } = spec;
+        Self {
+            keys: columns(keys),
+            aggregates: aggregates.iter().map(Into::into).collect(),
+            retracting: *retracting,
+            update_before: *update_before,
+        }
+    }
+}
+
+impl TryFrom<pb::GroupAggregate> for GroupAggregateSpec {
+    type Error = Error;
+
+    fn try_from(spec: pb::GroupAggregate) -> Result<Self> {
+        let pb::GroupAggregate { keys, aggregates, retracting, update_before } = spec;
+        let aggregates = aggregates.into_iter().map(TryInto::try_into).collect::<Result<_>>()?;
+        Ok(Self { keys: indices(keys), aggregates, retracting, update_before })
     }
 }
 

@@ -9,6 +9,7 @@ mod tests;
 use std::path::PathBuf;
 
 use arrow_schema::SchemaRef;
+use weir_types::connector::DEBEZIUM_JSON;
 use weir_types::graph::ConnectorSpec;
 use weir_types::{Error, Result};
 
@@ -34,7 +35,7 @@ enum Format {
 impl Format {
     fn new(spec: &ConnectorSpec) -> Result<Self> {
         match spec.required("format")? {
-            "json" => Ok(Format::Json),
+            "json" | DEBEZIUM_JSON => Ok(Format::Json),
             "csv" => CsvOptions::new(spec).map(Format::Csv),
             other => Err(Error::invalid(format!("connector 'filesystem' has no format '{other}'"))),
         }

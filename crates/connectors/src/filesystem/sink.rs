@@ -17,7 +17,7 @@ use weir_types::snapshot::Barrier;
 use weir_types::{Error, Result};
 
 use super::Format;
-use crate::changes;
+use crate::changes::Written;
 use crate::format::Encode;
 use crate::names;
 use crate::writer::{Blocking, BlockingOutput, Writer};
@@ -25,6 +25,7 @@ use crate::writer::{Blocking, BlockingOutput, Writer};
 /// Writes rows to part files.
 pub(crate) struct FilesystemSink {
     table: String,
+    written: Written,
     encoder: Box<dyn Encode>,
     writer: Writer<Vec<u8>>,
 }
@@ -44,6 +45,7 @@ impl FilesystemSink {
         };
         Ok(Self {
             table: context.spec.table.clone(),
+            written: Written::of(&context.spec.connector),
             encoder: format.encoder(&context.schema)?,
             writer: Writer::new(&context.io, Blocking::new(output)),
         })
@@ -53,9 +55,9 @@ impl FilesystemSink {
 #[async_trait(?Send)]
 impl Sink for FilesystemSink {
     fn write(&mut self, batch: &Batch) -> Result<()> {
-        changes::require_inserts(&self.table, batch)?;
+        let rows = self.written.rows(&self.table, batch, batch.rows.clone())?;
         let mut text = Vec::new();
-        self.encoder.encode(&batch.rows, &mut text)?;
+        self.encoder.encode(&rows, &mut text)?;
         let bytes = text.len();
         self.writer.write(text, bytes)
     }

@@ -6,6 +6,7 @@ mod source;
 mod tests;
 
 use arrow_schema::{Schema, SchemaRef};
+use weir_types::connector::DEBEZIUM_JSON;
 use weir_types::graph::ConnectorSpec;
 use weir_types::store::{Isolation, RecordFormat, StreamInfo};
 use weir_types::stream::StreamName;
@@ -23,7 +24,7 @@ fn stream_name(spec: &ConnectorSpec) -> Result<StreamName> {
 
 fn format(spec: &ConnectorSpec) -> Result<RecordFormat> {
     match spec.text("format").unwrap_or("json") {
-        "json" => Ok(RecordFormat::Bytes),
+        "json" | DEBEZIUM_JSON => Ok(RecordFormat::Bytes),
         "arrow" => Ok(RecordFormat::Arrow),
         other => Err(Error::invalid(format!("connector 'stream-store' has no format '{other}'"))),
     }

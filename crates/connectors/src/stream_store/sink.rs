@@ -24,17 +24,19 @@ use weir_types::stream::StreamName;
 use weir_types::{Code, Error, Result};
 
 use super::{arrow_schema, check_format, format, places, stream_name};
+use crate::changes::Written;
 use crate::format::Encode as _;
 use crate::format::json::{self, JsonEncoder};
 use crate::format::layout::Layout;
+use crate::names;
 use crate::writer::{Output, Writer};
-use crate::{changes, names};
 
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// Writes rows to a stream.
 pub(crate) struct StreamSink {
     table: String,
+    written: Written,
     /// Columns of the record itself.
     values: Vec<usize>,
     /// Columns that make the key; none: records without keys.
@@ -64,6 +66,7 @@ impl StreamSink {
         let spec = &context.spec;
         let format = format(&spec.connector)?;
         let stream = stream_name(&spec.connector)?;
+        let written = Written::of(&spec.connector);
         let (mut time, mut key_column) = (None, None);
         for (index, key) in &spec.metadata {
             match key.as_str() {
@@ -86,6 +89,8 @@ impl StreamSink {
             (Some(names), None) => {
                 names.split(';').map(|name| key_field(&context.schema, name)).collect::<Result<_>>()?
             }
+            // Changes of one row stay in order.
+            (None, None) if written == Written::Debezium => spec.primary_key.clone(),
             (None, column) => column.into_iter().collect(),
         };
         let family = format!("{}.{}", context.job, names::safe(&context.uid));
@@ -104,6 +109,7 @@ impl StreamSink {
         };
         Ok(Self {
             table: spec.table.clone(),
+            written,
             values: (0..context.schema.fields().len()).filter(|index| !spec.metadata.contains_key(index)).collect(),
             keys,
             time,
@@ -126,8 +132,8 @@ fn failed(error: impl std::fmt::Display) -> Error {
 #[async_trait(?Send)]
 impl Sink for StreamSink {
     fn write(&mut self, batch: &Batch) -> Result<()> {
-        changes::require_inserts(&self.table, batch)?;
         let values = batch.rows.project(&self.values).map_err(failed)?;
+        let values = self.written.rows(&self.table, batch, values)?;
         let (rows, mut bytes) = match &mut self.encoder {
             Some(encoder) => {
                 let mut text = Vec::new();

@@ -23,6 +23,7 @@ use crate::channel::ChannelSender;
 use crate::element::Watermark;
 use crate::exchange::{BatchLimits, Outputs};
 use crate::gate::InputGate;
+use crate::group::GroupAggregate;
 use crate::memory::MemoryBudget;
 use crate::operator;
 use crate::plan::{Endpoint, SubtaskPlan};
@@ -154,6 +155,12 @@ impl<'a> Builder<'a> {
                 let (output, rows) = (Arc::clone(&operator.schema), BatchLimits::default().rows);
                 let mut aggregate =
                     WindowAggregate::new(spec, Arc::clone(input()?), output, self.plan.key_range, rows)?;
+                watermark = self.restore(operator, &mut aggregate).await?;
+                Stage::Operator(Box::new(aggregate))
+            }
+            OperatorSpec::GroupAggregate(spec) => {
+                let output = Arc::clone(&operator.schema);
+                let mut aggregate = GroupAggregate::new(spec, input()?, output, self.plan.key_range)?;
                 watermark = self.restore(operator, &mut aggregate).await?;
                 Stage::Operator(Box::new(aggregate))
             }

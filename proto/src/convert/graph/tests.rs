@@ -126,6 +126,15 @@ fn every_aggregate_function_survives_the_wire() {
     }
 }
 
+#[test]
+fn an_updating_aggregate_survives_the_wire() {
+    let call = AggregateSpec { function: AggregateFunction::Max, argument: Some(1), distinct: false, filter: Some(2) };
+    for (retracting, update_before) in [(false, true), (true, false)] {
+        let spec = GroupAggregateSpec { keys: vec![2, 0], aggregates: vec![call.clone()], retracting, update_before };
+        assert_eq!(GroupAggregateSpec::try_from(pb::GroupAggregate::from(&spec)).unwrap(), spec);
+    }
+}
+
 fn refusal(change: impl FnOnce(&mut pb::JobGraph)) -> String {
     let mut wire = pb::JobGraph::from(&graph());
     change(&mut wire);
