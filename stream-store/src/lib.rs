@@ -24,6 +24,7 @@ mod store;
 mod store_groups;
 mod store_transactions;
 mod stream;
+mod terms;
 mod transactions;
 
 pub use block::{MAX_BLOCK_BYTES, Record, RecordBlock, RecordBlockBuilder, Records};

@@ -29,6 +29,7 @@ use crate::disk::{Disk, RealDisk, create_dir, lock_dir, remove, sync_dir};
 use crate::group::Groups;
 use crate::partition::{Cursor, Slice};
 use crate::stream::{StreamState, check_options};
+use crate::terms::Terms;
 
 /// A store; cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -44,6 +45,7 @@ pub(crate) struct Inner {
     /// Held while streams are made or deleted.
     catalogue: Mutex<()>,
     pub(crate) groups: Groups,
+    terms: Terms,
     committers: Committers,
     maintenance: Maintenance,
     closed: AtomicBool,
@@ -99,6 +101,7 @@ impl Store {
         info!(data_dir = %root.display(), streams = streams.len(), "store opened");
         let inner = Arc::new(Inner {
             groups: Groups::open(root.join("groups"), clock.now())?,
+            terms: Terms::open(&root)?,
             committers: Committers::start(&config, &clock)?,
             config,
             clock,
@@ -111,6 +114,11 @@ impl Store {
         });
         inner.start_maintenance()?;
         Ok(Self { inner })
+    }
+
+    /// Which leaders may give commands.
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.inner.terms
     }
 
     /// Finishes what is queued and makes everything durable. Later appends are refused.

@@ -12,7 +12,7 @@ use weir_stream_store::client::{Producer, ProducerOptions, ReadBlock, Reader, Re
 use weir_stream_store::{RecordBlock, RecordBlockBuilder};
 use weir_types::Code;
 use weir_types::error::Facts;
-use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use weir_types::ids::{ClusterId, Epoch, PartitionId, PinHolder, ProducerId, Term};
 use weir_types::store::{Pin, PinHold, ProducerStamp, StreamOptions};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 
@@ -309,4 +309,30 @@ async fn records_without_keys_take_turns_also_where_blocks_never_fill() {
     let info = client.describe_stream(&name()).await.unwrap();
     assert_eq!(info.ends(), cut(&[(0, 3), (1, 3), (2, 3)]));
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_of_a_leader_are_refused_once_a_later_one_has_given_any() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(dir.path()).await;
+    let client = server.client();
+    client.create_stream(&name(), &StreamOptions::new(1), false).await.unwrap();
+    let (ours, theirs) = (ClusterId::new("ours").unwrap(), ClusterId::new("theirs").unwrap());
+    let holder = PinHolder::new("snapshot").unwrap();
+    for _ in 0..2 {
+        let client = server.client();
+        let leader = |cluster, term| client.leading(cluster, Term(term)).unwrap();
+        leader(&ours, 4).pin(&name(), &holder, &cut(&[(0, 0)])).await.unwrap();
+        for term in 1..4 {
+            let deposed = leader(&ours, term);
+            assert_eq!(deposed.unpin(&name(), &holder).await.unwrap_err().code, Code::Fenced);
+            assert_eq!(deposed.list_groups(None).await.unwrap_err().code, Code::Fenced);
+        }
+        // Another cluster's leader, and whoever leads nothing, are not concerned.
+        leader(&theirs, 1).unpin(&name(), &PinHolder::new("other").unwrap()).await.unwrap();
+        assert_eq!(client.pins(&name()).await.unwrap().len(), 1);
+        // What is known of terms outlives the store.
+        server.stop().await;
+        server = Server::start(dir.path()).await;
+    }
 }

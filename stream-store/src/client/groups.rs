@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use tonic::Streaming;
-use tonic::transport::Channel;
 use weir_proto::convert::store::cut_to_pb;
 use weir_proto::from_status;
 use weir_proto::pb::store::v1 as pb;
@@ -14,7 +13,7 @@ use weir_types::stream::{StreamCut, StreamName};
 use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
-use super::{StoreClient, call};
+use super::{Calls, StoreClient, call};
 
 /// Pushes a reader's view: at once, and after every change. Ends with an error: `FENCED` when the registration is over,
 /// `UNAVAILABLE` when the store was lost (watch again then; views are whole, nothing is missed).
@@ -57,8 +56,8 @@ async fn next<T>(pushed: &mut Streaming<T>) -> Result<T> {
 /// assigns partitions once per attempt, starts and acknowledges checkpoints, commits positions when a snapshot has
 /// completed, and releases what was superseded.
 impl StoreClient {
-    fn groups(&self) -> GroupsClient<Channel> {
-        GroupsClient::new(self.channel.clone())
+    fn groups(&self) -> GroupsClient<Calls> {
+        GroupsClient::with_interceptor(self.channel.clone(), self.authority.clone())
     }
 
     /// Makes a group. If there is one of this name for the same stream and, if managed, the same job, it is returned

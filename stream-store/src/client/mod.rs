@@ -40,12 +40,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use weir_proto::convert::store::{cut_to_pb, format_to_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_client::StreamsClient;
 use weir_proto::{from_status, pb::common::v1 as common};
-use weir_types::ids::{Epoch, PartitionId, PinHolder, ProducerId};
+use weir_types::ids::{ClusterId, Epoch, PartitionId, PinHolder, ProducerId, Term};
 use weir_types::store::{Appended, Pin, PinHold, ProducerStamp, StreamInfo, StreamOptions, TruncateReport};
 use weir_types::stream::{StreamCut, StreamName};
 use weir_types::{Error, Result};
@@ -56,6 +59,7 @@ pub use reader::{ReadBlock, Reader, ReaderOptions};
 pub use transactions::LiveTransaction;
 
 use crate::block::RecordBlock;
+use crate::server::fence::{CLUSTER_HEADER, TERM_HEADER};
 use crate::server::{CONNECTION_WINDOW_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,6 +71,23 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct StoreClient {
     endpoint: Endpoint,
     channel: Channel,
+    authority: Authority,
+}
+
+/// In whose name calls are made: metadata that the store looks at.
+#[derive(Clone, Debug, Default)]
+struct Authority(Vec<(&'static str, AsciiMetadataValue)>);
+
+/// A channel whose calls say in whose name they are made.
+type Calls = InterceptedService<Channel, Authority>;
+
+impl Interceptor for Authority {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        for (name, value) in &self.0 {
+            request.metadata_mut().insert(*name, value.clone());
+        }
+        Ok(request)
+    }
 }
 
 impl StoreClient {
@@ -91,7 +112,21 @@ impl StoreClient {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let channel = endpoint.connect_lazy();
-        Ok(Self { endpoint, channel })
+        Ok(Self { endpoint, channel, authority: Authority::default() })
+    }
+
+    /// A client whose commands are those of a cluster's leader: the store refuses them as `FENCED` once it has taken one of a
+    /// leader of a higher term.
+    ///
+    /// # Errors
+    /// None for an id that is valid; the check of the metadata is passed on.
+    pub fn leading(&self, cluster: &ClusterId, term: Term) -> Result<Self> {
+        let value = |text: String| {
+            text.parse::<AsciiMetadataValue>()
+                .map_err(|_| Error::invalid(format!("{text:?} cannot be sent to a store")))
+        };
+        let (cluster, term) = (value(cluster.to_string())?, value(term.0.to_string())?);
+        Ok(Self { authority: Authority(vec![(CLUSTER_HEADER, cluster), (TERM_HEADER, term)]), ..self.clone() })
     }
 
     /// The address, as a URI.
@@ -101,11 +136,11 @@ impl StoreClient {
 
     /// A client with a connection of its own, so that bulk data on one does not hold up the other.
     fn separate(&self) -> Self {
-        Self { endpoint: self.endpoint.clone(), channel: self.endpoint.connect_lazy() }
+        Self { channel: self.endpoint.connect_lazy(), ..self.clone() }
     }
 
-    fn streams(&self) -> StreamsClient<Channel> {
-        StreamsClient::new(self.channel.clone())
+    fn streams(&self) -> StreamsClient<Calls> {
+        StreamsClient::with_interceptor(self.channel.clone(), self.authority.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }

@@ -5,6 +5,7 @@
 
 mod append;
 pub mod daemon;
+pub(crate) mod fence;
 mod groups;
 mod read;
 mod streams;
@@ -21,6 +22,7 @@ use weir_proto::pb::store::v1::streams_server::StreamsServer;
 use weir_types::{Error, Result};
 
 use crate::store::{Store, blocking};
+use fence::Fenced;
 
 /// The largest message either side takes: a block of the greatest size with everything around it.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
@@ -60,8 +62,8 @@ pub async fn serve(listener: TcpListener, store: Store, shutdown: impl Future<Ou
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .add_service(streams)
-        .add_service(groups)
+        .add_service(Fenced::new(streams, store.clone()))
+        .add_service(Fenced::new(groups, store.clone()))
         .add_service(weir_proto::diagnostics::server(weir_service::events::recall))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = std::pin::pin!(server);
