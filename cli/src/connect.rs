@@ -76,7 +76,7 @@ pub(crate) async fn jobmanager_at(addresses: &str) -> Result<JobManager> {
         let Some(address) = known.front().cloned() else {
             return Err(Error::invalid("no address of a JobManager").with_hint("Write HOST:PORT."));
         };
-        let error = match leader_at(&address).await {
+        let error = match leader_at(&address, !one).await {
             Ok(jobmanager) => return Ok(jobmanager),
             Err(error) if Instant::now() < deadline => error,
             Err(error) => return Err(error),
@@ -97,8 +97,8 @@ pub(crate) async fn jobmanager_at(addresses: &str) -> Result<JobManager> {
     }
 }
 
-/// Connects to the JobManager at `address`, if it leads.
-async fn leader_at(address: &str) -> Result<JobManager> {
+/// Connects to the JobManager at `address`, if it leads. Where there are `others`, one that does not answer is passed over.
+async fn leader_at(address: &str, others: bool) -> Result<JobManager> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::invalid(format!("{address:?} is not an address")).with_hint("Write HOST:PORT."))?
         .connect_timeout(Duration::from_secs(5))
@@ -110,6 +110,11 @@ async fn leader_at(address: &str) -> Result<JobManager> {
     })?;
     let mut jobmanager = ClientClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
     let greeting = tokio::time::timeout(PROBE_TIMEOUT, jobmanager.cluster_status(pb::ClusterStatusRequest {})).await;
+    if others && greeting.is_err() {
+        return Err(Error::unavailable(format!("the JobManager at {address} does not answer"))
+            .with_detail(format!("nothing came within {} ms", PROBE_TIMEOUT.as_millis()))
+            .with_hint("`weir cluster members list` shows which JobManagers are active."));
+    }
     if let Ok(Err(status)) = greeting {
         let error = from_status(&status);
         if error.code == Code::NotLeader {
@@ -133,15 +138,16 @@ async fn leader_at(address: &str) -> Result<JobManager> {
 ///
 /// # Errors
 /// What the leader answers; `UNAVAILABLE` or `NOT_LEADER` if none answers for long.
-pub(crate) async fn ask<T, F>(global: &Global, mut request: impl FnMut(JobManager) -> F) -> Result<T>
+pub(crate) async fn ask<R, T, F>(global: &Global, request: R, mut call: impl FnMut(JobManager, R) -> F) -> Result<T>
 where
+    R: Clone,
     F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
 {
     let addresses = jobmanager_address(global)?;
     let several = addresses.contains(',');
     let deadline = Instant::now() + LEADER_TIMEOUT;
     loop {
-        let status = match request(jobmanager_at(&addresses).await?).await {
+        let status = match call(jobmanager_at(&addresses).await?, request.clone()).await {
             Ok(reply) => return Ok(reply.into_inner()),
             Err(status) => status,
         };

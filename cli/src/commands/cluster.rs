@@ -1,7 +1,6 @@
 //! `weir cluster start|stop|status`.
 
 use serde_json::json;
-use weir_proto::from_status;
 use weir_proto::pb::client::v1::{
     AddMemberRequest, ClusterStatusReply, ClusterStatusRequest, ListMembersRequest, Member, RemoveMemberRequest,
 };
@@ -50,24 +49,19 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Result<()> 
 async fn members(global: &Global, command: MembersCommand) -> Result<()> {
     let reply = match command {
         MembersCommand::List => {
-            let list = |mut jobmanager: JobManager| async move { jobmanager.list_members(ListMembersRequest {}).await };
-            connect::ask(global, list).await?
+            let list = |mut jobmanager: JobManager, request| async move { jobmanager.list_members(request).await };
+            connect::ask(global, ListMembersRequest {}, list).await?
         }
         MembersCommand::Add { member } => {
             let parsed = member.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address.to_owned())));
             let (id, address) = parsed
                 .ok_or_else(|| Error::invalid(format!("{member:?} is not a member")).with_hint("Write N=HOST:PORT."))?;
-            let add = |mut jobmanager: JobManager| {
-                let request = AddMemberRequest { id, address: address.clone() };
-                async move { jobmanager.add_member(request).await }
-            };
-            connect::ask(global, add).await?
+            let add = |mut jobmanager: JobManager, request| async move { jobmanager.add_member(request).await };
+            connect::ask(global, AddMemberRequest { id, address }, add).await?
         }
         MembersCommand::Remove { member } => {
-            let remove = |mut jobmanager: JobManager| async move {
-                jobmanager.remove_member(RemoveMemberRequest { id: member }).await
-            };
-            connect::ask(global, remove).await?
+            let remove = |mut jobmanager: JobManager, request| async move { jobmanager.remove_member(request).await };
+            connect::ask(global, RemoveMemberRequest { id: member }, remove).await?
         }
     };
     if global.json {
@@ -93,8 +87,9 @@ async fn members(global: &Global, command: MembersCommand) -> Result<()> {
 
 async fn status(global: &Global) -> Result<()> {
     let local = ClusterFile::read(&global.dir)?;
-    let mut jobmanager = match connect::jobmanager(global).await {
-        Ok(jobmanager) => jobmanager,
+    let ask = |mut jobmanager: JobManager, request| async move { jobmanager.cluster_status(request).await };
+    let reply = match connect::ask(global, ClusterStatusRequest {}, ask).await {
+        Ok(reply) => reply,
         Err(error) => {
             // Which process has ended is what somebody who looks at a broken cluster wants to know.
             if let Some(file) = local.as_ref().filter(|_| !global.json) {
@@ -103,8 +98,6 @@ async fn status(global: &Global) -> Result<()> {
             return Err(error);
         }
     };
-    let reply =
-        jobmanager.cluster_status(ClusterStatusRequest {}).await.map_err(|status| from_status(&status))?.into_inner();
     if global.json {
         return output::print_json(&status_json(&reply, local.as_ref()));
     }

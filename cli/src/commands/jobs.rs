@@ -1,12 +1,12 @@
 //! `weir list`, `weir job show`, `weir cancel`.
 
 use serde_json::json;
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::Result;
 
 use crate::args::{Global, JobCommand};
 use crate::commands::show;
+use crate::connect::JobManager;
 use crate::identity::{Identity, NamespaceArgs, ScopeArgs};
 use crate::{connect, output};
 
@@ -19,8 +19,9 @@ pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: b
         ended: all,
         namespace: Identity::load(global)?.scope(scope)?,
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager.list_jobs(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.list_jobs(request).await })
+            .await?;
     if global.json {
         return output::print_json(&json!(reply.jobs.iter().map(show::job_json).collect::<Vec<_>>()));
     }
@@ -31,9 +32,10 @@ pub(crate) async fn list(global: &Global, running: bool, scheduled: bool, all: b
 pub(crate) async fn job(global: &Global, command: JobCommand) -> Result<()> {
     let JobCommand::Show { job, namespace } = command;
     let namespace = Identity::load(global)?.namespace(&namespace)?;
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::JobRequest { request_id: connect::request_id(), job, namespace };
-    let detail = jobmanager.describe_job(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let detail =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.describe_job(request).await })
+            .await?;
     if global.json {
         return output::print_json(&show::job_detail_json(&detail));
     }
@@ -43,17 +45,22 @@ pub(crate) async fn job(global: &Global, command: JobCommand) -> Result<()> {
 /// `weir cancel`.
 pub(crate) async fn cancel(global: &Global, job: String, namespace: &NamespaceArgs) -> Result<()> {
     let namespace = Identity::load(global)?.namespace(namespace)?;
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::JobRequest { request_id: connect::request_id(), job, namespace };
-    let detail = jobmanager.cancel_job(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let detail =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.cancel_job(request).await })
+            .await?;
     let Some(mut summary) = detail.summary else { return Ok(()) };
     // The request is accepted before the subtasks have ended: say what became of the job.
-    let watched = pb::JobRequest { job: summary.id.clone(), ..Default::default() };
-    let mut updates = jobmanager.watch_job(watched).await.map_err(|status| from_status(&status))?.into_inner();
-    while !show::has_ended(summary.state())
-        && let Some(update) = updates.message().await.map_err(|status| from_status(&status))?
-    {
-        summary = update.summary.unwrap_or(summary);
+    while !show::has_ended(summary.state()) {
+        // Another JobManager may lead meanwhile.
+        let request = pb::JobRequest { job: summary.id.clone(), ..Default::default() };
+        let watch = |mut jobmanager: JobManager, request| async move { jobmanager.watch_job(request).await };
+        let mut updates = connect::ask(global, request, watch).await?;
+        while !show::has_ended(summary.state())
+            && let Ok(Some(update)) = updates.message().await
+        {
+            summary = update.summary.unwrap_or(summary);
+        }
     }
     if global.json {
         return output::print_json(&show::job_json(&summary));

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::units::TimeSpan;
 use weir_types::Result;
@@ -44,8 +43,9 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
         cron,
         owner: identity.owner(&owner)?,
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let policy = jobmanager.set_policy(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let policy =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.set_policy(request).await })
+            .await?;
     if global.json {
         return output::print_json(&policy_json(&policy));
     }
@@ -54,8 +54,9 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
 
 async fn show(global: &Global, level: String) -> Result<()> {
     let request = pb::ListPoliciesRequest { level: Some(level), namespace: None };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager.list_policies(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.list_policies(request).await })
+            .await?;
     let Some(policy) = reply.policies.first() else { return Ok(()) };
     if global.json {
         return output::print_json(&policy_json(policy));
@@ -64,9 +65,10 @@ async fn show(global: &Global, level: String) -> Result<()> {
 }
 
 async fn list(global: &Global, namespace: Option<String>) -> Result<()> {
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::ListPoliciesRequest { level: None, namespace };
-    let reply = jobmanager.list_policies(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.list_policies(request).await })
+            .await?;
     if global.json {
         return output::print_json(&json!(reply.policies.iter().map(policy_json).collect::<Vec<_>>()));
     }
@@ -75,8 +77,9 @@ async fn list(global: &Global, namespace: Option<String>) -> Result<()> {
 
 async fn remove(global: &Global, level: String, owner: String) -> Result<()> {
     let request = pb::RemovePolicyRequest { request_id: connect::request_id(), level, owner };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let policy = jobmanager.remove_policy(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let policy =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.remove_policy(request).await })
+            .await?;
     if global.json {
         return output::print_json(&policy_json(&policy));
     }

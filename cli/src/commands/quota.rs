@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 
 use serde_json::{Value, json};
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::units::TimeSpan;
 use weir_types::Result;
@@ -37,11 +36,9 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
         remove: args.remove,
         dry_run: args.dry_run,
     };
-    let reply = connect::ask(global, |mut jobmanager| {
-        let request = request.clone();
-        async move { jobmanager.set_quota(request).await }
-    })
-    .await?;
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.set_quota(request).await })
+            .await?;
     let quota = reply.quota.unwrap_or_default();
     if global.json {
         return output::print_json(&json!({
@@ -62,9 +59,10 @@ async fn set(global: &Global, args: SetArgs) -> Result<()> {
 }
 
 async fn show(global: &Global, level: &QuotaLevel) -> Result<()> {
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::ListQuotasRequest { level: Some(level.to_string()), namespace: None };
-    let reply = jobmanager.list_quotas(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.list_quotas(request).await })
+            .await?;
     let quota = reply.quotas.into_iter().next().unwrap_or_default();
     if global.json {
         return output::print_json(&quota_json(&quota));
@@ -93,9 +91,10 @@ async fn show(global: &Global, level: &QuotaLevel) -> Result<()> {
 }
 
 async fn list(global: &Global, namespace: Option<String>) -> Result<()> {
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = pb::ListQuotasRequest { level: None, namespace };
-    let reply = jobmanager.list_quotas(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.list_quotas(request).await })
+            .await?;
     if global.json {
         return output::print_json(&json!(reply.quotas.iter().map(quota_json).collect::<Vec<_>>()));
     }

@@ -10,11 +10,9 @@ use crate::{connect, output};
 
 /// Rescales a job, and waits until it runs again.
 pub(crate) async fn rescale(global: &Global, request: pb::RescaleJobRequest, detached: bool) -> Result<()> {
-    let reply = connect::ask(global, |mut jobmanager| {
-        let request = request.clone();
-        async move { jobmanager.rescale_job(request).await }
-    })
-    .await?;
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.rescale_job(request).await })
+            .await?;
     let pb::RescaleJobReply { job_id, from, to, attempt } = &reply;
     if detached {
         return if global.json {

@@ -24,15 +24,11 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     if let Some(mode) = args.claim_mode {
         request.options.insert("execution.state-recovery.claim-mode".to_owned(), mode);
     }
-    let mut jobmanager = connect::jobmanager(global).await?;
     if args.only_plan {
-        return plan_restore(global, &mut jobmanager, request).await;
+        return plan_restore(global, request).await;
     }
-    let job = connect::ask(global, |mut jobmanager| {
-        let request = request.clone();
-        async move { jobmanager.submit(request).await }
-    })
-    .await?;
+    let job = connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.submit(request).await })
+        .await?;
     if args.detached {
         return if global.json {
             output::print_json(&json!({"id": job.job_id, "name": job.name}))
@@ -56,8 +52,10 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
 }
 
 /// Shows what a restore would do, and fails as it would.
-async fn plan_restore(global: &Global, jobmanager: &mut JobManager, request: pb::SubmitRequest) -> Result<()> {
-    let reply = jobmanager.plan_restore(request).await.map_err(|status| from_status(&status))?.into_inner();
+async fn plan_restore(global: &Global, request: pb::SubmitRequest) -> Result<()> {
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.plan_restore(request).await })
+            .await?;
     let plan: RestorePlan = serde_json::from_str(&reply.json).map_err(|error| {
         Error::internal("the JobManager answered with a plan that this command cannot read")
             .with_detail(error.to_string())
@@ -151,8 +149,9 @@ async fn follow_while_led(
 /// `weir explain`.
 pub(crate) async fn explain(global: &Global, script: &Path, plan: &PlanArgs) -> Result<()> {
     let request = request(global, script, plan)?;
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager.explain(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.explain(request).await })
+            .await?;
     let text = if global.json { reply.json } else { reply.text };
     output::print(&format!("{}\n", text.trim_end()))
 }

@@ -1,6 +1,5 @@
 //! `weir snapshots label`, `note`, `rename`, `pin`, `unpin`: what people say about snapshots.
 
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
@@ -45,8 +44,13 @@ pub(super) async fn pin(global: &Global, snapshot: Named, pinned: bool) -> Resul
 async fn annotate(global: &Global, snapshot: Named, request: pb::AnnotateSnapshotRequest) -> Result<()> {
     let Named { text: snapshot, namespace } = snapshot;
     let request = pb::AnnotateSnapshotRequest { request_id: connect::request_id(), snapshot, namespace, ..request };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let snapshot = jobmanager.annotate_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let snapshot =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.annotate_snapshot(request).await },
+        )
+        .await?;
     if global.json {
         return output::print_json(&view::snapshot_json(&snapshot));
     }

@@ -1,7 +1,6 @@
 //! `weir snapshots delete` and `weir savepoint -d`: deleting snapshots.
 
 use serde_json::{Value, json};
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::report;
 use weir_types::Result;
@@ -9,7 +8,6 @@ use weir_types::Result;
 use super::{local_path, view};
 use crate::args::snapshots::DeleteArgs;
 use crate::args::{Global, WaitArgs};
-use crate::connect::JobManager;
 use crate::identity::Identity;
 use crate::{connect, output};
 
@@ -17,8 +15,7 @@ use crate::{connect, output};
 pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, wait: &WaitArgs) -> Result<()> {
     let identity = Identity::load(global)?;
     let (owner, namespace) = (identity.owner(&wait.owner)?, identity.namespace(&wait.namespace)?);
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = delete_one(&mut jobmanager, snapshot, force, owner, namespace).await?;
+    let reply = delete_one(global, snapshot, force, owner, namespace).await?;
     if global.json {
         return output::print_json(&reply_json(&reply));
     }
@@ -30,10 +27,9 @@ pub(crate) async fn dispose(global: &Global, snapshot: String, force: bool, wait
 pub(super) async fn delete(global: &Global, args: DeleteArgs) -> Result<()> {
     let identity = Identity::load(global)?;
     let (owner, namespace) = (identity.owner(&args.owner)?, identity.namespace(&args.namespace)?);
-    let mut jobmanager = connect::jobmanager(global).await?;
     let (mut deleted, mut refusal) = (Vec::new(), None);
     for snapshot in args.snapshots {
-        match delete_one(&mut jobmanager, snapshot, args.force, owner.clone(), namespace.clone()).await {
+        match delete_one(global, snapshot, args.force, owner.clone(), namespace.clone()).await {
             Ok(reply) if global.json => deleted.push(reply_json(&reply)),
             Ok(reply) => {
                 let snapshot = reply.snapshot.unwrap_or_default();
@@ -51,7 +47,7 @@ pub(super) async fn delete(global: &Global, args: DeleteArgs) -> Result<()> {
 }
 
 async fn delete_one(
-    jobmanager: &mut JobManager,
+    global: &Global,
     snapshot: String,
     force: bool,
     owner: String,
@@ -59,7 +55,8 @@ async fn delete_one(
 ) -> Result<pb::DeleteSnapshotReply> {
     let (snapshot, request_id) = (local_path(snapshot)?, connect::request_id());
     let request = pb::DeleteSnapshotRequest { request_id, snapshot, force, owner, namespace };
-    Ok(jobmanager.delete_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner())
+    connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.delete_snapshot(request).await })
+        .await
 }
 
 fn reply_json(reply: &pb::DeleteSnapshotReply) -> Value {

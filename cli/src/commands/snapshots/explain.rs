@@ -1,7 +1,6 @@
 //! `weir snapshots explain`: the reason first, then how it came about.
 
 use serde_json::{Map, Value, json};
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
@@ -12,9 +11,14 @@ use crate::{connect, output, time};
 
 /// Explains one snapshot.
 pub(super) async fn explain(global: &Global, snapshot: Named) -> Result<()> {
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = snapshot.request();
-    let reply = jobmanager.explain_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.explain_snapshot(request).await },
+        )
+        .await?;
     if global.json { output::print_json(&as_json(&reply)) } else { output::print(&as_text(&reply)) }
 }
 

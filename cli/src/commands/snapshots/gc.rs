@@ -1,7 +1,6 @@
 //! `weir snapshots gc`: what nobody needs any more.
 
 use serde_json::{Value, json};
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_service::units::TimeSpan;
 use weir_types::{Code, Error, Result};
@@ -12,8 +11,13 @@ use crate::{connect, output};
 /// `weir snapshots gc [--dry-run]`.
 pub(super) async fn gc(global: &Global, dry_run: bool, older_than: Option<TimeSpan>) -> Result<()> {
     let request = pb::CollectGarbageRequest { dry_run, older_than_ms: connect::timeout_ms(older_than) };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let reply = jobmanager.collect_garbage(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.collect_garbage(request).await },
+        )
+        .await?;
     if global.json {
         output::print_json(&json!(reply.garbage.iter().map(garbage_json).collect::<Vec<_>>()))?;
     } else {

@@ -1,12 +1,12 @@
 //! `weir snapshots import`: a savepoint of another cluster becomes one of this cluster's.
 
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::Result;
 
 use super::{absolute, labels, take, view};
 use crate::args::Global;
 use crate::args::snapshots::ImportArgs;
+use crate::connect::JobManager;
 use crate::identity::Identity;
 use crate::{connect, output};
 
@@ -25,10 +25,10 @@ pub(super) async fn import(global: &Global, args: ImportArgs) -> Result<()> {
         pinned: args.pin,
         timeout_ms: connect::timeout_ms(args.timeout),
     };
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let watched = jobmanager.clone();
-    let imported = async { jobmanager.import_snapshot(request).await.map_err(|status| from_status(&status)) };
-    let snapshot = take::watching(watched, request_id, imported).await?.into_inner();
+    let watched = connect::jobmanager(global).await?;
+    let import = |mut jobmanager: JobManager, request| async move { jobmanager.import_snapshot(request).await };
+    let imported = connect::ask(global, request, import);
+    let snapshot = take::watching(watched, request_id, imported).await?;
     if global.json {
         return output::print_json(&view::snapshot_json(&snapshot));
     }

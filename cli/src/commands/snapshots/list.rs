@@ -1,7 +1,6 @@
 //! `weir snapshots list` and `show`: the catalogue.
 
 use serde_json::json;
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
@@ -14,17 +13,28 @@ use crate::{connect, output, time};
 /// `weir snapshots list`.
 pub(super) async fn list(global: &Global, args: ListArgs) -> Result<()> {
     let namespace = Identity::load(global)?.scope(&args.scope)?;
-    let mut jobmanager = connect::jobmanager(global).await?;
     if args.deleted {
         let request = pb::ListDeletedRequest { job: args.job, namespace };
-        let reply = jobmanager.list_deleted(request).await.map_err(|status| from_status(&status))?.into_inner();
+        let reply =
+            connect::ask(
+                global,
+                request,
+                |mut jobmanager, request| async move { jobmanager.list_deleted(request).await },
+            )
+            .await?;
         if global.json {
             return output::print_json(&json!(reply.snapshots.iter().map(view::deleted_json).collect::<Vec<_>>()));
         }
         return output::print(&view::deleted_table(&reply.snapshots));
     }
     let request = wanted(args, namespace)?;
-    let reply = jobmanager.list_snapshots(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.list_snapshots(request).await },
+        )
+        .await?;
     if global.json {
         return output::print_json(&json!(reply.snapshots.iter().map(view::snapshot_json).collect::<Vec<_>>()));
     }
@@ -60,8 +70,13 @@ fn wanted(args: ListArgs, namespace: Option<String>) -> Result<pb::ListSnapshots
 /// `weir snapshots show`.
 pub(super) async fn show(global: &Global, snapshot: Named, query: bool) -> Result<()> {
     let request = snapshot.request();
-    let mut jobmanager = connect::jobmanager(global).await?;
-    let snapshot = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let snapshot =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.describe_snapshot(request).await },
+        )
+        .await?;
     if query {
         let script = snapshot
             .query

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weir_proto::from_status;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Error, Result};
 
@@ -59,10 +58,12 @@ async fn trigger(
         evict_oldest: annotations.evict_oldest,
     };
     let watched = connect::jobmanager(global).await?;
-    let taken = connect::ask(global, |mut jobmanager| {
-        let request = request.clone();
-        async move { jobmanager.trigger_snapshot(request).await }
-    });
+    let taken =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.trigger_snapshot(request).await },
+        );
     let snapshot = watching(watched, request_id, taken).await?;
     print_taken(global, &snapshot)
 }
@@ -87,10 +88,8 @@ pub(crate) async fn stop(
         namespace: identity.namespace(&wait.namespace)?,
     };
     let watched = connect::jobmanager(global).await?;
-    let taken = connect::ask(global, |mut jobmanager| {
-        let request = request.clone();
-        async move { jobmanager.stop_job(request).await }
-    });
+    let taken =
+        connect::ask(global, request, |mut jobmanager, request| async move { jobmanager.stop_job(request).await });
     let snapshot = watching(watched, request_id, taken).await?;
     print_taken(global, &snapshot)
 }
@@ -136,9 +135,14 @@ fn standing(progress: &pb::SnapshotProgress) -> String {
 
 /// `weir snapshots cancel`.
 pub(crate) async fn cancel(global: &Global, snapshot: Named) -> Result<()> {
-    let mut jobmanager = connect::jobmanager(global).await?;
     let request = snapshot.request();
-    let snapshot = jobmanager.cancel_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let snapshot =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.cancel_snapshot(request).await },
+        )
+        .await?;
     if global.json {
         return output::print_json(&view::snapshot_json(&snapshot));
     }

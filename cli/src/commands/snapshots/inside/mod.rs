@@ -11,7 +11,6 @@ use serde_json::json;
 use weir_inspect::export::{self, Format};
 use weir_inspect::summary::{self, Depth};
 use weir_inspect::{Report, Snapshot, names};
-use weir_proto::from_status;
 use weir_types::{Code, Error, Result};
 
 use super::named;
@@ -28,20 +27,27 @@ async fn directory(global: &Global, snapshot: Named) -> Result<String> {
     if snapshot.text.contains('/') {
         return Ok(snapshot.text);
     }
-    let mut jobmanager = whoever_knows(global).await?;
     let request = snapshot.request();
-    let found = jobmanager.describe_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let found =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.describe_snapshot(request).await },
+        )
+        .await
+        .map_err(looked_up)?;
     Ok(found.directory)
 }
 
-/// The JobManager that knows a snapshot by its id.
-async fn whoever_knows(global: &Global) -> Result<connect::JobManager> {
-    connect::jobmanager(global).await.map_err(|error| {
-        error.with_hint(
+/// The error of somebody who has named a snapshot by its id where no JobManager answers.
+fn looked_up(error: Error) -> Error {
+    match error.code {
+        Code::Unavailable => error.with_hint(
             "Snapshots named by id are looked up at a JobManager: name one with --jobmanager HOST:PORT, or give the \
              snapshot's directory.",
-        )
-    })
+        ),
+        _ => error,
+    }
 }
 
 async fn open(global: &Global, snapshot: Named) -> Result<Snapshot> {
@@ -138,9 +144,15 @@ fn verify_here(directory: String) -> Result<(String, Report)> {
 }
 
 async fn verify_there(global: &Global, snapshot: Named) -> Result<(String, Report)> {
-    let mut jobmanager = whoever_knows(global).await?;
     let request = snapshot.request();
-    let reply = jobmanager.verify_snapshot(request).await.map_err(|status| from_status(&status))?.into_inner();
+    let reply =
+        connect::ask(
+            global,
+            request,
+            |mut jobmanager, request| async move { jobmanager.verify_snapshot(request).await },
+        )
+        .await
+        .map_err(looked_up)?;
     let report = serde_json::from_str(&reply.report)
         .map_err(|error| Error::internal("the JobManager's report does not read").with_detail(error.to_string()))?;
     Ok((reply.directory, report))
