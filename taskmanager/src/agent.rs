@@ -21,7 +21,7 @@ use weir_types::{Code, Error, Result};
 
 use crate::attempt::TaskEvent;
 use crate::config::JobManagerConfig;
-use crate::session::{self, Session};
+use crate::session::{self, Patience, Session};
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 
@@ -32,6 +32,8 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Heartbeats outside of these bounds make no sense.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// How long JobManagers may take at first to say whether they lead; it doubles with each failure.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the JobManager may take to notice a goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -63,6 +65,8 @@ pub(crate) struct Agent {
     pub(crate) readiness: Readiness,
     pub(crate) telemetry: Telemetry,
     pub(crate) unsent: VecDeque<FromTaskManager>,
+    /// The JobManager that was refused last: others are asked before it.
+    pub(crate) refused: Option<String>,
 }
 
 /// The connection to the JobManager.
@@ -117,7 +121,9 @@ impl Agent {
         let anew = matches!(wake, Wake::Opened(Ok(_)));
         match wake {
             Wake::Opened(opened) => {
-                let session = self.welcome(opened?)?;
+                let session = opened?;
+                let address = session.address.clone();
+                let session = self.welcome(session).inspect_err(|_| self.refused = Some(address))?;
                 let registered = &session.registered;
                 *tick = interval(
                     Duration::from_millis(registered.heartbeat_interval_ms).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX),
@@ -206,15 +212,21 @@ impl Agent {
         Ok(session)
     }
 
-    /// Opens a session with the JobManager that is said to lead, else with the next in turn, not before its time.
-    fn reopen(&self, failures: u32, leader: Option<String>) -> Link {
+    /// Opens a session with whichever JobManager leads, `leader` if that is not among those known, not before its time.
+    fn reopen(&mut self, failures: u32, leader: Option<String>) -> Link {
         let JobManagerConfig { addresses, connect_timeout, retry_delay, retry_delay_max } = &self.config;
-        let index = failures as usize % addresses.len().max(1);
-        let address = leader.or_else(|| addresses.get(index).cloned()).unwrap_or_default();
+        let mut asked = addresses.clone();
+        asked.extend(leader.filter(|leader| !addresses.contains(leader)));
+        if let Some(refused) = self.refused.take().filter(|_| asked.len() > 1) {
+            asked.retain(|address| *address != refused);
+        }
+        let doubled = |span: Duration, times: u32| span.saturating_mul(1 << times.min(16));
         let delay = match failures {
             0 => Duration::ZERO,
-            failures => retry_delay.0.saturating_mul(1 << (failures - 1).min(16)).min(retry_delay_max.0),
+            failures => doubled(retry_delay.0, failures - 1).min(retry_delay_max.0),
         };
+        let answer = doubled(ANSWER_TIMEOUT, failures).min(connect_timeout.0);
+        let patience = Patience { answer, register: connect_timeout.0 };
         let Identity { id, data_address, http_address, slots } = self.identity.clone();
         let registration = Registration {
             cluster: self.cluster.clone(),
@@ -226,10 +238,9 @@ impl Agent {
             running: Vec::new(),
         };
         let registration = Registration { running: self.tasks.statuses(), ..registration };
-        let timeout = connect_timeout.0;
         let attempt = async move {
             tokio::time::sleep(delay).await;
-            session::open(address, registration, timeout).await
+            session::open(asked, registration, patience).await
         };
         Link::Opening { attempt: Box::pin(attempt), failures }
     }

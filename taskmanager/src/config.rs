@@ -65,7 +65,7 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobManagerConfig {
-    /// `host:port` of every JobManager; they are tried in turn.
+    /// `host:port` of JobManagers: of all, or of some that know the others. All are asked which of them leads.
     pub addresses: Vec<String>,
     /// How long connecting and registering may take.
     pub connect_timeout: TimeSpan,
@@ -81,7 +81,7 @@ impl Default for JobManagerConfig {
             addresses: vec!["127.0.0.1:6123".to_owned()],
             connect_timeout: TimeSpan::secs(5),
             retry_delay: TimeSpan::ms(50),
-            retry_delay_max: TimeSpan::secs(2),
+            retry_delay_max: TimeSpan::ms(250),
         }
     }
 }

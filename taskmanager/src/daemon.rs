@@ -138,6 +138,7 @@ pub async fn run(
         readiness,
         telemetry,
         unsent: std::collections::VecDeque::new(),
+        refused: None,
     };
     let failed = supervise(agent, exchanges, http, &shutdown, &servers).await;
     failed.map_or(Ok(()), Err)

@@ -13,7 +13,7 @@ use crate::member::{Member, PROPOSED, Reply, answer};
 use crate::node::{MemberChange, MemberStatus, NodeId};
 
 /// A member to add catches up within so many election timeouts, or whoever adds it hears that it did not.
-const JOIN_ELECTION_TIMEOUTS: usize = 30;
+const JOIN_ELECTION_TIMEOUTS: usize = 50;
 
 /// A member that is to be added.
 pub(crate) struct Joining {
