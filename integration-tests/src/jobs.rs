@@ -1,10 +1,15 @@
 //! Waiting for jobs through the JobManager's pushed updates.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 use weir_proto::pb::client::v1 as pb;
 use weir_proto::pb::client::v1::client_client::ClientClient;
 
 use crate::cluster::{Cluster, DEADLINE};
+
+/// How long a JobManager may take to begin an answer; one that does not lead waits for a leader itself.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits until the job's detail fulfils `done`; the detail.
 pub async fn job_until(
@@ -18,11 +23,12 @@ pub async fn job_until(
         for address in addresses.iter().cycle() {
             // The JobManager may be the process that was killed, or not lead: then connect again, or to another one.
             let Ok(mut client) = ClientClient::connect(format!("http://{address}")).await else {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
             let request = pb::JobRequest { job: job.to_owned(), ..Default::default() };
-            let Ok(updates) = client.watch_job(request).await else { continue };
+            // One that is frozen takes connections, and answers nothing.
+            let Ok(Ok(updates)) = timeout(ANSWER_TIMEOUT, client.watch_job(request)).await else { continue };
             let mut updates = updates.into_inner();
             while let Ok(Some(detail)) = updates.message().await {
                 if done(&detail) {

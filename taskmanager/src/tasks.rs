@@ -2,9 +2,10 @@
 //!
 //! Invariants: at most one attempt of a job runs at a time; a higher one starts when the last subtask of the lower one is
 //! gone. Commands of a lower term and deployments of an attempt that is over are refused, with an answer where the
-//! protocol has one. A terminal state absorbs whatever comes after it.
+//! protocol has one. A terminal state absorbs whatever comes after it, and is remembered until a JobManager lets the attempt
+//! go: one that takes over hears of what ended while nobody led.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -24,6 +25,10 @@ use crate::attempt::{Host, Launched, TaskEvent};
 use crate::fences::Fences;
 use crate::loads::{Load, Loads};
 
+/// Attempts that are over and that no JobManager has let go; beyond it the oldest are forgotten, and their jobs restart if a
+/// new JobManager should still have to know.
+const OVER_MAX: usize = 256;
+
 /// The attempts that run here.
 pub(crate) struct Tasks {
     host: Host,
@@ -32,6 +37,8 @@ pub(crate) struct Tasks {
     attempts: BTreeMap<JobId, Running>,
     /// Deployments that wait for a lower attempt to be gone.
     waiting: BTreeMap<JobId, Box<Deployment>>,
+    /// Attempts that are over, oldest first.
+    over: VecDeque<(JobId, Attempt)>,
 }
 
 /// One attempt's subtasks on this TaskManager.
@@ -69,7 +76,14 @@ impl Running {
 
 impl Tasks {
     pub(crate) fn new(host: Host) -> Self {
-        Self { host, term: Term(0), fences: Fences::default(), attempts: BTreeMap::new(), waiting: BTreeMap::new() }
+        Self {
+            host,
+            term: Term(0),
+            fences: Fences::default(),
+            attempts: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            over: VecDeque::new(),
+        }
     }
 
     /// Refuses a JobManager whose term is over.
@@ -380,6 +394,7 @@ impl Tasks {
         let messages = vec![FromTaskManager::Heartbeat(vec![task.metrics.progress(id.clone())]), changed];
         if running.is_over() {
             self.host.data_plane.end(&id.job, id.attempt);
+            self.over.push_back((id.job.clone(), id.attempt));
         }
         messages
     }
@@ -390,7 +405,8 @@ impl Tasks {
         live.map(|(id, task)| task.metrics.progress(id.clone())).collect()
     }
 
-    /// Every subtask with its state: ended ones too until [`Tasks::forget_ended`], and those that wait to be started.
+    /// Every subtask with its state: ended ones too until [`Tasks::forget_ended`], and those that wait to be started. A
+    /// JobManager that takes over matches this with what was committed.
     pub(crate) fn statuses(&self) -> Vec<SubtaskStatus> {
         let here = self.subtasks().map(|(id, task)| SubtaskStatus { subtask: id.clone(), state: task.state.clone() });
         let waiting = self.waiting.values().flat_map(|waiting| self.placed_here(waiting));
@@ -403,15 +419,29 @@ impl Tasks {
         self.attempts.values().flat_map(|running| &running.subtasks)
     }
 
-    /// Whether an attempt is over that has not been forgotten.
+    /// Whether an attempt is over that nobody needs to know of any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.attempts.values().any(Running::is_over)
+        self.over.len() > OVER_MAX || self.over.iter().any(|over| !self.is_remembered(over))
     }
 
-    /// Forgets attempts that are over; the JobManager has been told.
+    /// Forgets attempts that are over and that the JobManager has let go.
     pub(crate) fn forget_ended(&mut self) {
-        self.attempts.retain(|_, running| !running.is_over());
+        let mut over = std::mem::take(&mut self.over);
+        let excess = over.len().saturating_sub(OVER_MAX);
+        let forgotten: Vec<_> = over.drain(..excess).collect();
+        over.retain(|over| self.is_remembered(over));
+        self.over = over;
+        for (job, attempt) in &forgotten {
+            self.attempts.retain(|id, running| id != job || running.attempt != *attempt);
+        }
+        self.attempts.retain(|_, running| !running.is_over() || !running.cancelled.is_cancelled());
         self.host.grants.retain_jobs(|job| self.attempts.contains_key(job) || self.waiting.contains_key(job));
+    }
+
+    /// Whether an attempt that is over is still there, and was not cancelled.
+    fn is_remembered(&self, (job, attempt): &(JobId, Attempt)) -> bool {
+        let running = self.attempts.get(job).filter(|running| running.attempt == *attempt);
+        running.is_some_and(|running| !running.cancelled.is_cancelled())
     }
 
     fn forget(&mut self, job: &JobId) {

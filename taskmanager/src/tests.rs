@@ -294,6 +294,16 @@ async fn subtasks_outlive_a_lost_session_and_are_registered_with_the_next() {
         assert_eq!(states, [(0, 0, 1, Drained)]);
     }
     assert_eq!(written(&connectors), (0..10).collect::<Vec<_>>());
+
+    // How it has ended is remembered until a JobManager lets it go: this one may not have lived to say so.
+    drop(session);
+    let session = jobmanager.registered().await;
+    assert_eq!(running(&session), (cluster.clone(), vec![Finished]));
+    let (job, attempt) = (JobId::new("job").unwrap(), Attempt(1));
+    session.command(ToTaskManager::Cancel(CancelAttempt { term: Term(1), job, attempt })).await;
+    drop(session);
+    let session = jobmanager.registered().await;
+    assert_eq!(running(&session), (cluster, vec![]));
     node.stop().await;
 }
 

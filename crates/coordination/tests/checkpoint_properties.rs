@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use weir_coordination::checkpoint::{
-    Action, Config, Coordinator, Event, Marked, Request, RunningAttempt, SourcePlan, Trigger,
+    Action, Config, Contents, Coordinator, Event, Marked, Request, Reservation, RunningAttempt, SourcePlan, Trigger,
 };
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, RequestId, SnapshotId, SubtaskId, SubtaskIndex};
@@ -40,6 +40,8 @@ enum Move {
     Ended,
     Started,
     Drained,
+    /// The JobManager dies, and another one takes over; whether a manifest that was being written came to be.
+    TakeOver(bool),
     Tick(u64),
 }
 
@@ -52,6 +54,7 @@ fn a_move() -> impl Strategy<Value = Move> {
         1 => Just(Move::Ended),
         2 => Just(Move::Started),
         1 => Just(Move::Drained),
+        1 => any::<bool>().prop_map(Move::TakeOver),
         3 => (0u64..400).prop_map(Move::Tick),
     ]
 }
@@ -77,11 +80,12 @@ struct Shell {
     open_requests: BTreeSet<RequestId>,
     asked: Vec<Action>,
     in_flight: Option<SnapshotId>,
+    reservation: Option<Reservation>,
     histories: BTreeMap<SnapshotId, History>,
 }
 
 impl Shell {
-    fn new() -> Self {
+    fn coordinator(last_barrier: BarrierId) -> Coordinator {
         let config = Config {
             interval_ms: Some(100),
             timeout_ms: 500,
@@ -90,16 +94,39 @@ impl Shell {
             checkpoint_root: "/c".into(),
             savepoint_root: "/s".into(),
         };
+        Coordinator::new(job(), config, last_barrier)
+    }
+
+    fn new() -> Self {
         Self {
-            coordinator: Coordinator::new(job(), config, BarrierId(0)),
+            coordinator: Self::coordinator(BarrierId(0)),
             now: 0,
             attempt: 0,
             requests: 0,
             open_requests: BTreeSet::new(),
             asked: Vec::new(),
             in_flight: None,
+            reservation: None,
             histories: BTreeMap::new(),
         }
+    }
+
+    /// A new coordinator knows what the log knows: the newest number, and a reservation that has not ended.
+    fn take_over(&mut self, published: bool) -> Option<Event> {
+        let last = self.reservation.as_ref().map_or(BarrierId(0), |reservation| reservation.barrier);
+        self.coordinator = Self::coordinator(last);
+        self.open_requests.clear();
+        let asked = std::mem::take(&mut self.asked);
+        // The attempt may have run; it is adopted by the next start, or lost by the next end.
+        assert!(self.coordinator.on_event(Millis(self.now), Event::Resuming).is_empty());
+        let reservation = Reservation { request: None, ..self.reservation.clone()? };
+        let history = self.histories.get_mut(&reservation.snapshot).unwrap();
+        history.published |= published && asked.iter().any(|action| matches!(action, Action::Publish(..)));
+        if !history.reserved || history.complete_proposed {
+            // It never was, or it is complete already, and the registrations are told so.
+            history.ended = true;
+        }
+        (!history.ended).then_some(Event::FoundInFlight(reservation))
     }
 
     fn make(&mut self, chosen: Move) -> Option<Event> {
@@ -162,6 +189,7 @@ impl Shell {
                 })
             }
             Move::Drained => Event::Drained,
+            Move::TakeOver(published) => return self.take_over(published),
             Move::Tick(ms) => {
                 self.now += ms;
                 Event::Tick
@@ -204,6 +232,10 @@ impl Shell {
                 Event::Completed(id, result)
             }
             Action::PersistAbort(id, _) => Event::Aborted(id),
+            Action::Settle(id) => {
+                let published = self.histories[&id].published;
+                Event::Settled(id, result.map(|()| published.then(Box::<Contents>::default)))
+            }
             other => unreachable!("{other:?} needs no answer"),
         }
     }
@@ -213,6 +245,7 @@ impl Shell {
             Action::Reserve(reservation) => {
                 prop_assert!(self.in_flight.is_none_or_ended(&self.histories), "two snapshots in flight");
                 self.in_flight = Some(reservation.snapshot.clone());
+                self.reservation = Some(reservation.clone());
                 let before = self.histories.insert(reservation.snapshot.clone(), History::default());
                 prop_assert!(before.is_none(), "a snapshot's id is used twice");
             }
@@ -240,6 +273,7 @@ impl Shell {
             }
             Action::Answer(id, _) => prop_assert!(self.open_requests.remove(id), "{id} is answered twice"),
             Action::MarkAborted(_)
+            | Action::Settle(_)
             | Action::PersistAbort(..)
             | Action::Sweep(_)
             | Action::RestartJob(_)
@@ -254,6 +288,7 @@ impl Shell {
                 | Action::MarkAborted(_)
                 | Action::PersistComplete(..)
                 | Action::PersistAbort(..)
+                | Action::Settle(_)
         ) {
             self.asked.push(action);
         }

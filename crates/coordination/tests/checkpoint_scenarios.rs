@@ -9,7 +9,7 @@ mod scenarios;
 use std::fmt::Write;
 
 use weir_coordination::checkpoint::{
-    Action, Config, Coordinator, Event, Marked, Request, RunningAttempt, SourcePlan, Trigger,
+    Action, Config, Contents, Coordinator, Event, Marked, Request, Reservation, RunningAttempt, SourcePlan, Trigger,
 };
 use weir_types::control::SnapshotDeclined;
 use weir_types::ids::{Attempt, BarrierId, ChainId, JobId, RequestId, SnapshotId, SubtaskId, SubtaskIndex};
@@ -125,9 +125,39 @@ fn request(words: &[&str]) -> Request {
     }
 }
 
+/// A snapshot that an earlier JobManager has left: `<id> barrier=3`, perhaps with `stop=suspend`.
+fn found(words: &[&str]) -> Reservation {
+    let stop = value(words, "stop").map_or(Trigger::Periodic, |mode| {
+        Trigger::Stop(if mode == "drain" { StopMode::Drain } else { StopMode::Suspend })
+    });
+    Reservation {
+        snapshot: SnapshotId::new(words[0]).unwrap(),
+        barrier: BarrierId(number(words, "barrier").unwrap_or(1)),
+        kind: if words[0].starts_with("sp") { SnapshotKind::Savepoint } else { SnapshotKind::Checkpoint },
+        trigger: stop,
+        attempt: Attempt(1),
+        request: None,
+        directory: "/d".to_owned(),
+        deadline_ms: 1_000,
+        triggered_at_ms: 0,
+        subtasks: 4,
+    }
+}
+
 fn event(name: &str, words: &[&str]) -> Event {
     let snapshot = || SnapshotId::new(words[0]).unwrap();
     match name {
+        "resuming" => Event::Resuming,
+        "found" => Event::FoundInFlight(found(words)),
+        "found-queued" => Event::FoundQueued(found(words)),
+        "settled" => Event::Settled(
+            snapshot(),
+            match words[1] {
+                "published" => Ok(Some(Box::new(Contents { bytes: 200, ..Contents::default() }))),
+                "nothing" => Ok(None),
+                code => Err(error(code)),
+            },
+        ),
         "started" => Event::Started(attempt(words.first().map_or(1, |word| word.parse().unwrap()))),
         "ended" => Event::Ended(error("UNAVAILABLE")),
         "drained" => Event::Drained,
@@ -162,6 +192,7 @@ fn event(name: &str, words: &[&str]) -> Event {
 
 fn show(action: &Action) -> String {
     match action {
+        Action::Settle(id) => format!("settle {id}"),
         Action::Reserve(r) => {
             let (directory, trigger) = (&r.directory, r.trigger.as_str());
             format!("reserve {} barrier={} {trigger} deadline={} {directory}", r.snapshot, r.barrier, r.deadline_ms)

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use weir_coordination::scheduler::{Action, Config, Event, JobPlan, Recovered, Scheduler, SlotsOf};
 use weir_types::control::SubtaskStatus;
-use weir_types::deployment::SubtaskState;
+use weir_types::deployment::{Placement, SubtaskState};
 use weir_types::error::Facts;
 use weir_types::ids::{Attempt, ChainId, JobId, Parallelism, SubtaskId, SubtaskIndex, TaskManagerId};
 use weir_types::job::{Followed, JobFailure, JobState};
@@ -63,11 +63,12 @@ fn recovered(words: &[&str]) -> Option<Recovered> {
     .find(|known| known.as_str() == state)
     .unwrap();
     let on = value(words, "on").unwrap_or_default();
+    let on = on.split(',').filter(|name| !name.is_empty()).map(manager);
     Some(Recovered {
         state,
         attempt: Attempt(attempt.parse().unwrap()),
         parallelism: value(words, "p").map_or(Parallelism::ONE, parallelism),
-        task_managers: on.split(',').filter(|name| !name.is_empty()).map(manager).collect(),
+        placements: (0..).zip(on).flat_map(|(index, on)| [0, 1].map(|chain| placed(chain, index, &on))).collect(),
         stopped: words.contains(&"stopped"),
         failures: value(words, "failures").map_or(0, |failures| failures.parse().unwrap()),
         failed_at: Vec::new(),
@@ -114,6 +115,34 @@ fn failure(failure: &JobFailure) -> String {
     format!("#{} {}{subtask}{on}: {followed}", failure.attempt, failure.error.code)
 }
 
+fn placed(chain: u32, index: u32, on: &TaskManagerId) -> Placement {
+    Placement {
+        chain: ChainId(chain),
+        index: SubtaskIndex(index),
+        task_manager: on.clone(),
+        slot: 0,
+        data_address: String::new(),
+    }
+}
+
+/// `running=j/0/0#1,j/1/0#1 failed=…` and so on: subtasks that register, and their states.
+fn registered(words: &[&str]) -> Vec<SubtaskStatus> {
+    let states = [
+        ("starting", SubtaskState::Starting),
+        ("running", SubtaskState::Running),
+        ("drained", SubtaskState::Drained),
+        ("finished", SubtaskState::Finished),
+        ("failed", SubtaskState::Failed(error("IO"))),
+        ("cancelled", SubtaskState::Cancelled),
+    ];
+    let mut registered = Vec::new();
+    for (key, state) in states {
+        let subtasks = value(words, key).unwrap_or_default().split(',').filter(|text| !text.is_empty());
+        registered.extend(subtasks.map(|text| SubtaskStatus { subtask: subtask(text), state: state.clone() }));
+    }
+    registered
+}
+
 /// A source chain 0 and an aggregating chain 1, both of parallelism `p`.
 fn plan(words: &[&str]) -> JobPlan {
     let p = value(words, "p").map_or(Parallelism::ONE, parallelism);
@@ -132,10 +161,8 @@ fn events(name: &str, words: &[&str]) -> Vec<Event> {
     match name {
         "joined" => {
             let slots = value(words, "slots").map_or(1, |slots| slots.parse().unwrap());
-            let running = value(words, "running").unwrap_or_default();
-            let running = running.split(',').filter(|text| !text.is_empty()).map(subtask).collect();
             let slots = SlotsOf { id: manager(words[0]), slots, data_address: String::new() };
-            vec![Event::TaskManagerJoined(slots, running)]
+            vec![Event::TaskManagerJoined(slots, registered(words))]
         }
         "lost" => vec![Event::TaskManagerLost(manager(words[0]), error("UNAVAILABLE"))],
         "submit" => vec![Event::Submitted(plan(words))],
@@ -181,6 +208,7 @@ fn show(action: &Action) -> String {
         Action::ChangeJob(job, change, None) => format!("change {job} {change:?}"),
         Action::ChangeJob(job, change, Some(why)) => format!("change {job} {change:?} {}", failure(why)),
         Action::Grow(job, attempt) => format!("grow {job}#{attempt}"),
+        Action::Adopted(job, attempt) => format!("adopted {job}#{attempt}"),
         Action::AttemptRunning(job, attempt) => format!("running {job}#{attempt}"),
         Action::AttemptEnded(job, attempt, error) => format!("ended {job}#{attempt} {}", error.code),
     }

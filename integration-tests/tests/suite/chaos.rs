@@ -12,7 +12,9 @@ use weir_proto::pb::client::v1::{JobDetail, JobState};
 use weir_stream_store::client::StoreClient;
 use weir_types::group::GroupCheckpointState;
 
-use crate::support::{append, drain, has_read, read, readings, rows_covered, submit, totals_script};
+use crate::support::{
+    append, drain, goes_on, has_read, read, readings, rows_covered, runs_after, submit, totals_script,
+};
 
 /// Kills per run of the random test.
 const KILLS: u64 = 6;
@@ -43,12 +45,6 @@ fn is_running(detail: &JobDetail) -> bool {
 
 fn attempt(detail: &JobDetail) -> u32 {
     detail.summary.as_ref().map_or(0, |job| job.attempt)
-}
-
-/// Waits until the job runs in an attempt that is newer than `before`; that attempt.
-async fn runs_after(cluster: &Cluster, job: &str, before: u32) -> u32 {
-    let what = format!("running in an attempt after {before}");
-    attempt(&job_until(cluster, job, &what, |detail| is_running(detail) && attempt(detail) > before).await)
 }
 
 /// Takes checkpoints until one covers all of the input; then drains the job, and compares what it wrote with the batch
@@ -144,10 +140,10 @@ async fn survives_kills(seed: u64) {
         cluster.kill(victim);
         cluster.restart(victim);
         if let Some(before) = seen.filter(|_| random.below(2) == 0) {
-            // The store's death restarts nobody, nor does that of a TaskManager that runs nothing.
+            // The death of the store or the JobManager restarts nobody, nor does that of a TaskManager that runs nothing.
             let ran_there =
                 before.chains.iter().flat_map(|chain| &chain.subtasks).any(|task| task.task_manager_id == victim);
-            if victim == "jobmanager" || ran_there {
+            if ran_there {
                 runs_after(&cluster, &job, attempt(&before)).await;
             }
             let running_ms = killed.elapsed().as_millis();
@@ -223,7 +219,7 @@ async fn a_jobmanager_killed_during_a_savepoint_aborts_it_and_leaves_nothing_out
     assert!(!savepoint.wait().expect("a child of this process").success());
     cluster.restart("jobmanager");
     cluster.thaw(&victim);
-    runs_after(&cluster, &job, before).await;
+    goes_on(&cluster, &job, before).await;
     let listed = savepoints(&cluster);
     assert_eq!(listed, [("FAILED".to_owned(), Some("UNAVAILABLE".to_owned()))]);
     let store = StoreClient::connect(&cluster.address("store")).expect("an address");
@@ -294,7 +290,7 @@ async fn each_role_ends_in_order_on_sigterm_and_the_job_survives() {
     let before = runs_after(&cluster, &job, attempt(&detail)).await;
     ends_in_order(&mut cluster, "jobmanager");
     cluster.restart("jobmanager");
-    runs_after(&cluster, &job, before).await;
+    goes_on(&cluster, &job, before).await;
     ends_in_order(&mut cluster, "store");
     cluster.restart("store");
     append(&cluster, "test/in", &rows[4_000..]);

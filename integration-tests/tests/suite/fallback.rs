@@ -108,7 +108,7 @@ async fn a_flipped_bit_in_the_newest_checkpoint_sends_the_job_back_to_the_one_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_torn_manifest_and_a_missing_file_are_both_passed_over_after_the_jobmanager_was_killed() {
+async fn a_torn_manifest_and_a_missing_file_are_both_passed_over_after_all_were_killed() {
     let mut cluster = Cluster::start(1, 2);
     let rows = readings(0, 4 * STEP as u64);
     let (job, taken) = checkpoints(&cluster, &rows, 3).await;
@@ -116,8 +116,12 @@ async fn a_torn_manifest_and_a_missing_file_are_both_passed_over_after_the_jobma
     // The second one's file, unless the third one needs it too: then both are damaged by it.
     std::fs::remove_file(&missing).expect("a state file");
     damage::tear(&manifest_of(&taken[2]));
-    cluster.kill("jobmanager");
-    cluster.restart("jobmanager");
+    for name in ["jobmanager", "tm-1"] {
+        cluster.kill(name);
+    }
+    for name in ["jobmanager", "tm-1"] {
+        cluster.restart(name);
+    }
     let fallback = fell_back(&cluster, &job, &taken[0]).await;
     assert_eq!(passed_over(&fallback), [text(&taken[2], "id"), text(&taken[1], "id")]);
     let codes: Vec<Value> = [&taken[2], &taken[1]]
@@ -252,7 +256,9 @@ async fn a_job_whose_sources_were_truncated_past_all_its_snapshots_fails_naming_
     let (job, taken) = checkpoints(&cluster, &rows, 2).await;
     append(&cluster, "test/in", &rows[2 * STEP..]);
     has_read(&cluster, &job, 3 * STEP as u64).await;
-    cluster.kill("jobmanager");
+    for name in ["jobmanager", "tm-1"] {
+        cluster.kill(name);
+    }
     let described = cluster.weir_json(&["stream", "describe", "test/in"]);
     let sources = taken[1]["sources"].as_array().expect("sources");
     let partitions = described["partitions"].as_array().expect("partitions").iter();
@@ -265,7 +271,9 @@ async fn a_job_whose_sources_were_truncated_past_all_its_snapshots_fails_naming_
     let place = format!("{partition}={end}");
     let forced = cluster.weir(&["stream", "truncate", "test/in", "--before", &place, "--force"]);
     assert_eq!(forced.code, 0, "{}", forced.stderr);
-    cluster.restart("jobmanager");
+    for name in ["jobmanager", "tm-1"] {
+        cluster.restart(name);
+    }
     job_in_state(&cluster, &job, JobState::Failed).await;
     let failure = cluster.weir_json(&["job", "show", &job])["job"]["failure"].clone();
     assert_eq!(failure["code"], "UNRESTORABLE", "{failure:#}");

@@ -29,6 +29,7 @@ mod restore;
 mod savepoints;
 mod steps;
 mod support;
+mod takeover;
 mod transactions;
 mod transcripts;
 mod updating;

@@ -1,13 +1,13 @@
-//! A JobManager that is killed between any two steps of a snapshot: nothing is lost, doubled or leaked, and whoever asked for
-//! the snapshot finds out what became of it.
+//! A JobManager that is killed between any two steps of a snapshot: nothing is lost, doubled or leaked, whoever asked for the
+//! snapshot finds out what became of it, and the job runs on as if nothing had been.
 
 use serde_json::{Value, json};
 use weir_integration_tests::cluster::{Cluster, DEADLINE};
-use weir_integration_tests::jobs::{job_in_state, job_until};
+use weir_integration_tests::jobs::job_in_state;
 use weir_integration_tests::oracle::{fold, tumble};
 use weir_proto::pb::client::v1::JobState;
 
-use crate::support::{append, drain, has_read, read, readings, submit, totals_script};
+use crate::support::{append, drain, goes_on, has_read, read, readings, runs_after, submit, totals_script};
 use crate::usage::{self, LOOK_INTERVAL, listed_as, settles};
 
 /// Rows that are there before the first step, and that each step adds.
@@ -18,7 +18,7 @@ struct Steps {
     cluster: Cluster,
     job: String,
     rows: Vec<Value>,
-    /// The newest attempt that was seen running.
+    /// The attempt that runs: the death of a JobManager starts none.
     attempt: u32,
 }
 
@@ -32,15 +32,9 @@ impl Steps {
         Self { cluster, job, rows, attempt: 1 }
     }
 
-    /// Waits until a newer attempt runs: a JobManager that has just come back still shows the one before.
-    async fn runs_again(&mut self) {
-        let before = self.attempt;
-        let detail = job_until(&self.cluster, &self.job, "a newer attempt", |detail| {
-            let summary = detail.summary.as_ref();
-            summary.is_some_and(|job| job.state() == JobState::Running && job.attempt > before)
-        })
-        .await;
-        self.attempt = detail.summary.map_or(before, |job| job.attempt);
+    /// Waits until the JobManager that has come back knows that the attempt runs on.
+    async fn goes_on(&self) {
+        goes_on(&self.cluster, &self.job, self.attempt).await;
     }
 
     /// Restarts the JobManager so that it ends at the fail point `step`; the file that proves it.
@@ -48,7 +42,7 @@ impl Steps {
         let proof = self.cluster.path(step);
         self.cluster.terminate("jobmanager");
         self.cluster.restart_with("jobmanager", &[("WEIR_FAIL_POINT", format!("{step}={proof}"))]);
-        self.runs_again().await;
+        self.goes_on().await;
         let more = readings(self.rows.len() as u64, ROWS);
         append(&self.cluster, "test/in", &more);
         self.rows.extend(more);
@@ -73,8 +67,8 @@ impl Steps {
     }
 
     /// Waits until usage is what lies on storage, and nothing of a snapshot that failed is left in the store.
-    async fn leaks_nothing(&mut self, step: &str, snapshot: &Value) {
-        self.runs_again().await;
+    async fn leaks_nothing(&self, step: &str, snapshot: &Value) {
+        self.goes_on().await;
         settles(&self.cluster).await;
         let id = snapshot["id"].as_str().expect("an id");
         let clean = async {
@@ -163,6 +157,27 @@ async fn a_jobmanager_killed_between_any_two_steps_of_an_abort_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_whose_jobmanager_is_killed_before_its_savepoint_is_published_is_given_up_and_the_job_goes_on() {
+    let mut steps = Steps::start().await;
+    for step in ["snapshot.reserved", "snapshot.groups", "snapshot.barriers", "snapshot.acknowledged"] {
+        let proof = steps.arm(step).await;
+        let stop = ["stop", &steps.job.clone(), "--request-id", step];
+        let mut asked = steps.cluster.weir_in_background(&stop);
+        steps.killed_at(step, &proof);
+        asked.wait().expect("a child");
+        let again = steps.cluster.weir(&stop);
+        assert_eq!(again.code, 17, "{step}: {}", again.stderr);
+        let snapshot = steps.outcome(step).await;
+        assert_eq!(snapshot["state"], "FAILED", "{step}: {snapshot:#}");
+        steps.leaks_nothing(step, &snapshot).await;
+        // Sources that had stopped at the barrier read on.
+        let rows = steps.rows.len() as u64;
+        has_read(&steps.cluster, &steps.job, rows).await;
+    }
+    steps.ends_exactly().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_is_asked_for_again_after_its_jobmanager_was_killed_finds_its_savepoint() {
     for (step, state) in [("snapshot.published", JobState::Stopped), ("snapshot.completed", JobState::Stopped)] {
         let mut steps = Steps::start().await;
@@ -200,7 +215,7 @@ async fn a_marker_that_cannot_be_written_keeps_a_recovered_snapshot_from_being_a
     let _not_there_yet = std::fs::remove_dir_all(&parent);
     std::fs::write(&parent, "a file").expect("a writable directory");
     steps.cluster.restart("jobmanager");
-    let unknown = "it is not known whether a snapshot that an earlier JobManager left is complete; its job waits";
+    let unknown = "it is not known whether a snapshot that an earlier JobManager left is complete";
     usage::logged(&steps.cluster, &["jobmanager"], unknown).await;
     let waiting = listed_as(&steps.cluster, "IN_PROGRESS").await;
     assert_eq!(waiting["id"], snapshot["id"]);
@@ -210,6 +225,9 @@ async fn a_marker_that_cannot_be_written_keeps_a_recovered_snapshot_from_being_a
     for name in ["tm-1", "tm-2"] {
         steps.cluster.restart(name);
     }
+    // What ran on the TaskManagers that were killed has started anew.
+    steps.attempt += 1;
+    runs_after(&steps.cluster, &steps.job, 1).await;
     steps.leaks_nothing("marker", &failed).await;
     steps.ends_exactly().await;
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_integration_tests::cluster::Cluster;
 use weir_integration_tests::jobs::{job_in_state, job_until};
-use weir_proto::pb::client::v1::JobState;
+use weir_proto::pb::client::v1::{JobDetail, JobState};
 
 /// Partitions of the input stream.
 pub(crate) const PARTITIONS: &str = "4";
@@ -88,6 +88,29 @@ pub(crate) async fn has_read(cluster: &Cluster, job: &str, rows: u64) {
         detail.rows_in >= rows && detail.summary.as_ref().is_some_and(|job| job.state() == JobState::Running)
     })
     .await;
+}
+
+/// Waits until the job runs, in this very attempt, and the JobManager that leads has heard from all of its subtasks.
+pub(crate) async fn goes_on(cluster: &Cluster, job: &str, attempt: u32) -> JobDetail {
+    let detail = job_until(cluster, job, "adopted", |detail| {
+        let summary = detail.summary.as_ref();
+        let newer = summary.is_some_and(|job| job.attempt != attempt);
+        let runs = summary.is_some_and(|job| job.state() == JobState::Running) && detail.waiting_for.is_empty();
+        newer || runs
+    })
+    .await;
+    assert_eq!(detail.summary.as_ref().map(|job| job.attempt), Some(attempt), "it was restarted: {detail:#?}");
+    detail
+}
+
+/// Waits until the job runs in an attempt that is newer than `before`; that attempt.
+pub(crate) async fn runs_after(cluster: &Cluster, job: &str, before: u32) -> u32 {
+    let detail = job_until(cluster, job, &format!("running in an attempt after {before}"), |detail| {
+        let summary = detail.summary.as_ref();
+        summary.is_some_and(|job| job.state() == JobState::Running && job.attempt > before)
+    })
+    .await;
+    detail.summary.map_or(0, |job| job.attempt)
 }
 
 /// Drains and stops the job, as soon as it runs.

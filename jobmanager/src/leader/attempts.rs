@@ -45,6 +45,10 @@ impl Leader {
                 }
                 Action::ChangeJob(job, change, failure) => self.change_job(job, change, failure),
                 Action::Grow(job, attempt) => self.grow(job, attempt),
+                Action::Adopted(job, attempt) => {
+                    tracing::info!(%job, %attempt, "attempt goes on under this job manager");
+                    self.touch(&job);
+                }
                 Action::AttemptRunning(job, attempt) => self.attempt_running(&job, attempt),
                 Action::AttemptEnded(job, attempt, error) => {
                     tracing::info!(%job, %attempt, %error, "attempt ended");

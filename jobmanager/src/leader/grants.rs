@@ -119,9 +119,9 @@ impl Leader {
         self.accounts.remove(snapshot);
     }
 
-    /// What the snapshot's manifest takes, which was granted before it was written.
-    pub(super) fn manifest_bytes(&self, snapshot: &SnapshotId) -> u64 {
-        self.accounts.get(snapshot).map_or(0, |account| account.manifest)
+    /// What the snapshot's manifest takes, which was granted before it was written; none, if it was not written here.
+    pub(super) fn manifest_bytes(&self, snapshot: &SnapshotId) -> Option<u64> {
+        self.accounts.get(snapshot).map(|account| account.manifest)
     }
 
     pub(super) fn on_grant_wanted(&mut self, from: &TaskManagerId, request: GrantRequest) {

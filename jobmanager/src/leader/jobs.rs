@@ -1,12 +1,15 @@
 //! Clients' requests: submitting, cancelling, stopping, snapshots on demand, deletion.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::watch;
 use weir_coordination::checkpoint::{self, Config, Coordinator, Trigger};
 use weir_coordination::metadata::{Command, JobRecord, NewJob, Reply};
 use weir_coordination::scheduler::{self, JobPlan, Recovered};
 use weir_proto::pb::client::v1 as pb;
 use weir_service::failpoint;
-use weir_types::ids::{JobId, RequestId};
+use weir_types::control::{CancelAttempt, ToTaskManager};
+use weir_types::ids::{JobId, RequestId, TaskManagerId};
 use weir_types::job::JobState;
 use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, StopMode};
 use weir_types::{Code, Error, Result};
@@ -176,11 +179,21 @@ impl Leader {
         let record = self.state(|state| state.jobs.get(job).filter(|job| job.state.is_terminal()).cloned());
         if let Some(record) = record {
             tracing::info!(%job, state = %record.state, "job ended");
+            self.forget_attempt(&record);
             self.delete_groups(record);
             for (snapshot, waiter) in self.stops.remove(job).unwrap_or_default() {
                 answer(waiter, self.snapshot_view(&snapshot));
             }
             self.drop_if_ended(job);
+        }
+    }
+
+    /// TaskManagers remember how subtasks have ended until they are told that this has been committed.
+    fn forget_attempt(&mut self, record: &JobRecord) {
+        let task_managers: BTreeSet<&TaskManagerId> = record.placements.iter().map(|p| &p.task_manager).collect();
+        let cancel = CancelAttempt { term: self.term, job: record.id.clone(), attempt: record.attempt };
+        for task_manager in task_managers {
+            self.send(task_manager, ToTaskManager::Cancel(cancel.clone()));
         }
     }
 
@@ -274,13 +287,7 @@ impl Leader {
         if self.jobs.contains_key(&job) {
             self.coordinate(&job, checkpoint::Event::Requested(request));
         } else {
-            let ended = self.job_state(&job).is_none_or(JobState::is_terminal);
-            let error = if ended {
-                Error::new(Code::FailedPrecondition, format!("job {job} has ended"))
-            } else {
-                Error::unavailable(format!("it is not known yet what job {job} goes on from"))
-                    .with_hint("Try again when its storage answers.")
-            };
+            let error = Error::new(Code::FailedPrecondition, format!("job {job} has ended"));
             for waiter in self.waiters.remove(&id).unwrap_or_default() {
                 answer(waiter, Err(error.clone()));
             }

@@ -158,10 +158,8 @@ pub(crate) struct Leader {
     keeping: BTreeSet<SnapshotId>,
     /// Snapshots that are being removed.
     removing: BTreeSet<SnapshotId>,
-    /// Whether the jobs that were found have been resumed.
-    recovered: bool,
-    /// Snapshots that an earlier JobManager left in flight and of which it is not known yet how they have ended, with the
-    /// time of the next try; none: one is under way. Their jobs wait.
+    /// Snapshots of no running job that an earlier JobManager left in flight and of which it is not known yet how they have
+    /// ended, with the time of the next try; none: one is under way.
     unsettled: BTreeMap<SnapshotId, Option<Millis>>,
     /// Imports that are being looked at, and those that are in the catalogue, or about to be.
     examining: BTreeMap<RequestId, UnderWay>,
@@ -366,7 +364,10 @@ impl Leader {
             Then::Settled(snapshot) => self.on_settlement_committed(&snapshot, reply),
             Then::QuotaSet(level, to) => self.on_quota_set(&level, reply, to),
             Then::Completed(job, snapshot) => self.on_completed(&job, snapshot, reply),
-            Then::Aborted(job, snapshot) => self.coordinate(&job, checkpoint::Event::Aborted(snapshot)),
+            Then::Aborted(job, snapshot) => {
+                self.coordinate(&job, checkpoint::Event::Aborted(snapshot.clone()));
+                self.answer_settled(&snapshot);
+            }
             Then::Marked(snapshot, answer) => self.on_marked_deleted(snapshot, reply, answer),
             Then::Deleted(snapshot) => {
                 failpoint::reach("delete.entry");

@@ -1,22 +1,24 @@
-//! Taking over: what an earlier JobManager left behind is finished or aborted, and its jobs go on.
+//! Taking over: what an earlier JobManager left behind is finished or aborted, and its jobs go on, in the attempts that run.
 //!
-//! Invariant: a snapshot in flight is never forgotten. If its manifest is there, it is completed; otherwise an abort
-//! marker makes sure that none can appear, and it is aborted.
+//! Invariants: a snapshot in flight is never forgotten. If its manifest is there, it is completed; otherwise an abort
+//! marker makes sure that none can appear, and it is aborted. Nobody waits for storage but the next attempt, or the next
+//! snapshot, of the job concerned.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
-use weir_coordination::checkpoint::Contents;
+use weir_coordination::checkpoint::{self, Contents, Reservation, Trigger};
 use weir_coordination::liveness::Liveness;
-use weir_coordination::metadata::{Command, Completion, Reply, SnapshotEntry};
-use weir_coordination::scheduler::{Config as SchedulerConfig, Recovered, Scheduler};
+use weir_coordination::metadata::{Command, Completion, Reply, SnapshotEntry, State};
+use weir_coordination::scheduler::{self, Config as SchedulerConfig, Recovered, Scheduler};
 use weir_proto::convert::metadata::{decode_reply, encode_command};
 use weir_replication::Node;
 use weir_service::Shutdown;
 use weir_stream_store::client::StoreClient;
-use weir_types::ids::{ClusterId, JobId, SnapshotId, Term};
+use weir_types::control::{SnapshotOutcome, SubtaskStatus, ToTaskManager};
+use weir_types::ids::{Attempt, ClusterId, JobId, SnapshotId, TaskManagerId, Term};
+use weir_types::job::JobState;
 use weir_types::snapshot::SnapshotState;
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -31,10 +33,10 @@ use crate::storage;
 
 /// What the marker says.
 const LEFT: &str = "its JobManager ended";
+/// What is logged while storage does not say whether a manifest is there.
+const UNKNOWN: &str = "it is not known whether a snapshot that an earlier JobManager left is complete";
 /// After which time storage that did not answer is asked again.
 const SETTLE_RETRY_MS: u64 = 1_000;
-/// How long storage may keep a new leader waiting for one snapshot before it leads all the same.
-const SETTLE_WAIT: Duration = Duration::from_secs(10);
 
 impl Leader {
     /// Becomes the leader of `term`.
@@ -55,6 +57,8 @@ impl Leader {
         propose(&node, &Command::Found { cluster: fresh, defaults: Box::new(config.quota_defaults()) }).await??;
         let cluster = node.read(|machine| machine.0.cluster.clone());
         let cluster = cluster.ok_or_else(|| Error::internal("the cluster has no id"))?;
+        // From its first command on, the store takes none of an earlier leader.
+        let store = store.leading(&cluster, term)?;
         let heartbeat = config.heartbeat;
         let mut leader = Self {
             planner,
@@ -69,7 +73,8 @@ impl Leader {
             committing: None,
             scheduler: Scheduler::new(SchedulerConfig {
                 cancel_timeout_ms: heartbeat.cancel_timeout_ms,
-                recovery_wait_ms: heartbeat.timeout_ms,
+                // One whose leader fell silent notices that after the timeout, and has to find this one then.
+                recovery_wait_ms: heartbeat.timeout_ms.saturating_add(2 * heartbeat.interval_ms),
                 resource_wait_ms: config.scheduling.resource_wait_ms,
                 resource_stabilization_ms: config.scheduling.resource_stabilization_ms,
             }),
@@ -85,7 +90,6 @@ impl Leader {
             rescales: BTreeMap::new(),
             keeping: BTreeSet::new(),
             removing: BTreeSet::new(),
-            recovered: false,
             unsettled: BTreeMap::new(),
             examining: BTreeMap::new(),
             imports: BTreeMap::new(),
@@ -104,9 +108,10 @@ impl Leader {
             node,
             config,
         };
-        leader.end_snapshots().await?;
+        leader.take_up_sweeps();
         leader.remember_hosts();
         leader.resume_jobs();
+        leader.end_left_snapshots();
         let deleting: Vec<SnapshotId> = leader.entries(SnapshotState::Deleting).into_iter().map(|e| e.id).collect();
         deleting.into_iter().for_each(|snapshot| leader.remove_snapshot(snapshot));
         leader.release_all_shared();
@@ -117,37 +122,47 @@ impl Leader {
         self.state(|state| state.snapshots.values().filter(|entry| entry.state == wanted).cloned().collect())
     }
 
-    /// Ends what was in flight. Where the storage does not answer, that is tried again beside everything else.
-    async fn end_snapshots(&mut self) -> Result<()> {
-        for entry in self.entries(SnapshotState::Queued) {
-            let (snapshot, nonce) = (entry.id, entry.nonce);
-            let failure = Error::unavailable("the JobManager ended while the snapshot waited for its turn");
-            propose(&self.node, &Command::Abort { snapshot, nonce, failure }).await??;
-        }
+    fn take_up_sweeps(&mut self) {
         let unswept: Vec<SnapshotEntry> = self.state(|state| state.unswept().cloned().collect());
         for entry in unswept {
             let failure = entry.failure.clone().unwrap_or_else(|| Error::internal("a failure without a reason"));
             self.begin_sweep(entry, failure);
         }
-        for entry in self.entries(SnapshotState::InProgress) {
-            let snapshot = entry.id.clone();
-            let marked = tokio::time::timeout(SETTLE_WAIT, storage::mark_aborted(&entry, LEFT.to_owned())).await;
-            let found = marked.unwrap_or_else(|_| Err(Error::unavailable("the storage does not answer")));
-            match settlement(&entry, found) {
-                Ok(command) => {
-                    let reply = propose(&self.node, &command).await??;
-                    self.unsettled.insert(snapshot.clone(), None);
-                    self.on_settlement_committed(&snapshot, Ok(reply));
-                }
-                Err(error) => self.settle_later(snapshot, &error),
+    }
+
+    /// Ends what was under way and is no running job's: imports, and snapshots of jobs that have ended meanwhile.
+    fn end_left_snapshots(&mut self) {
+        let is_left = |leader: &Self, entry: &SnapshotEntry| !leader.jobs.contains_key(&entry.job);
+        let queued = self.entries(SnapshotState::Queued);
+        let in_progress = self.entries(SnapshotState::InProgress);
+        for entry in queued {
+            if !is_left(self, &entry) {
+                continue;
             }
+            let (snapshot, nonce) = (entry.id, entry.nonce);
+            let failure = Error::unavailable("the JobManager ended while the snapshot waited for its turn");
+            self.commit(Command::Abort { snapshot: snapshot.clone(), nonce, failure }, Then::Settled(snapshot));
         }
-        Ok(())
+        let left = in_progress.into_iter().filter(|entry| is_left(self, entry));
+        let left: Vec<_> = left.map(|entry| (entry.id, Some(now()))).collect();
+        self.unsettled.extend(left);
+    }
+
+    /// Hands a job's coordinator the snapshot that it was taking; answered by [`checkpoint::Event::Settled`].
+    pub(super) fn settle(&self, job: &JobId, snapshot: SnapshotId) {
+        let Some(entry) = self.entry(&snapshot) else { return };
+        let job = job.clone();
+        self.work(async move {
+            let found = storage::mark_aborted(&entry, LEFT.to_owned()).await;
+            if let Some(error) = found.as_ref().err().filter(|error| error.code != Code::AlreadyExists) {
+                tracing::warn!(%snapshot, code = %error.code, %error, "{UNKNOWN}");
+            }
+            Event::Step { job, event: checkpoint::Event::Settled(snapshot, found.map(|found| found.map(Box::new))) }
+        });
     }
 
     fn settle_later(&mut self, snapshot: SnapshotId, error: &Error) {
-        tracing::warn!(%snapshot, code = %error.code, %error,
-            "it is not known whether a snapshot that an earlier JobManager left is complete; its job waits");
+        tracing::warn!(%snapshot, code = %error.code, %error, "{UNKNOWN}");
         self.unsettled.insert(snapshot, Some(now().plus(SETTLE_RETRY_MS)));
     }
 
@@ -195,10 +210,6 @@ impl Leader {
             }
         }
         self.answer_settled(snapshot);
-        // While the leader recovers, all jobs are still to come.
-        if self.recovered {
-            self.resume_job(&entry.job);
-        }
     }
 
     fn resume_jobs(&mut self) {
@@ -208,30 +219,93 @@ impl Leader {
         for (_, job) in jobs {
             self.resume_job(&job);
         }
-        self.recovered = true;
     }
 
-    /// Goes on with a job, unless it is not known yet what it starts from.
+    /// Goes on with a job that has not ended: with the attempt that runs, if it does, and with its snapshot in flight.
     fn resume_job(&mut self, job: &JobId) {
         let found = self.state(|state| {
-            if self.unsettled.keys().any(|snapshot| state.snapshots.get(snapshot).is_some_and(|e| e.job == *job)) {
-                return None;
-            }
             let job = state.jobs.get(job).filter(|job| !job.state.is_terminal())?;
             Some(Recovered {
                 state: job.state,
                 attempt: job.attempt,
                 parallelism: job.graph.options.parallelism,
-                task_managers: job.placements.iter().map(|placement| placement.task_manager.clone()).collect(),
+                placements: job.placements.clone(),
                 stopped: job.stopped_by.is_some(),
                 failures: job.failures.total,
                 failed_at: job.failures.newest.iter().map(|failure| failure.at).collect(),
             })
         });
-        if let Some(recovered) = found {
-            tracing::info!(%job, state = %recovered.state, attempt = %recovered.attempt, "recovering");
-            self.enter_job(job, Some(recovered));
+        let Some(recovered) = found else { return };
+        let Recovered { state, attempt, stopped, .. } = recovered;
+        tracing::info!(%job, %state, %attempt, "recovering");
+        self.enter_job(job, Some(recovered));
+        if matches!(state, JobState::Running | JobState::Stopping) {
+            self.coordinate(job, checkpoint::Event::Resuming);
         }
+        let in_flight = self.state(|state| {
+            let under_way =
+                |entry: &&SnapshotEntry| matches!(entry.state, SnapshotState::Queued | SnapshotState::InProgress);
+            state.snapshots_of(job).into_iter().find(under_way).cloned()
+        });
+        let stops = in_flight.as_ref().is_some_and(|entry| matches!(entry.trigger, Trigger::Stop(_)));
+        if state == JobState::Stopping && !stopped && !stops {
+            // The stop was not even reserved, or has failed already: whoever asked for it asks again, or knows.
+            self.schedule(scheduler::Event::StopAbandoned(job.clone()));
+        }
+        if let Some(entry) = in_flight {
+            self.coordinate(job, found_in(&entry));
+        }
+    }
+
+    /// Tells a TaskManager how the newest snapshots of what it runs have ended: perhaps nobody has lived to say so.
+    pub(super) fn repeat_outcomes(&mut self, task_manager: &TaskManagerId, statuses: &[SubtaskStatus]) {
+        let attempts: BTreeSet<(JobId, Attempt)> =
+            statuses.iter().map(|status| (status.subtask.job.clone(), status.subtask.attempt)).collect();
+        for (job, attempt) in attempts {
+            for entry in self.state(|state| newest_outcomes(state, &job, attempt)) {
+                let SnapshotEntry { id, barrier, failure, .. } = entry;
+                let outcome =
+                    SnapshotOutcome { term: self.term, job: job.clone(), attempt, barrier, snapshot: id, failure };
+                self.send(task_manager, ToTaskManager::SnapshotOutcome(outcome));
+            }
+        }
+    }
+}
+
+/// The newest completed snapshot of an attempt, and the newest failed one if that came later, in their order.
+fn newest_outcomes(state: &State, job: &JobId, attempt: Attempt) -> Vec<SnapshotEntry> {
+    let of_attempt: Vec<_> = state.snapshots_of(job).into_iter().filter(|entry| entry.attempt == attempt).collect();
+    let newest = |failed: bool| {
+        let ended = |entry: &&&SnapshotEntry| match entry.state {
+            SnapshotState::Completed | SnapshotState::Deleting => !failed,
+            SnapshotState::Failed => failed,
+            SnapshotState::Queued | SnapshotState::InProgress => false,
+        };
+        of_attempt.iter().rev().find(ended).copied()
+    };
+    let completed = newest(false);
+    let failed = newest(true).filter(|failed| completed.is_none_or(|completed| completed.barrier < failed.barrier));
+    completed.into_iter().chain(failed).cloned().collect()
+}
+
+/// What a job's new coordinator is told of a snapshot that is under way.
+fn found_in(entry: &SnapshotEntry) -> checkpoint::Event {
+    let reservation = Reservation {
+        snapshot: entry.id.clone(),
+        barrier: entry.barrier,
+        kind: entry.kind,
+        trigger: entry.trigger,
+        attempt: entry.attempt,
+        // Whoever has asked for it asks again, and waits then.
+        request: None,
+        directory: entry.directory.clone(),
+        deadline_ms: entry.deadline.0,
+        triggered_at_ms: entry.triggered_at.0,
+        subtasks: entry.subtasks,
+    };
+    match entry.state {
+        SnapshotState::Queued => checkpoint::Event::FoundQueued(reservation),
+        _ => checkpoint::Event::FoundInFlight(reservation),
     }
 }
 

@@ -57,8 +57,7 @@ impl Leader {
             slots: registration.slots,
             data_address: registration.data_address.clone(),
         };
-        let running = registration.running.iter().filter(|status| !status.state.is_terminal());
-        let running = running.map(|status| status.subtask.clone()).collect();
+        let mut statuses = registration.running.clone();
         self.sessions.insert(task_manager.clone(), Session { id, registration, outbound });
         self.liveness.watch(now(), task_manager.clone());
         answer(accepted, Ok(id));
@@ -69,8 +68,10 @@ impl Leader {
             heartbeat_timeout_ms: self.config.heartbeat.timeout_ms,
         };
         self.send(&task_manager, ToTaskManager::Registered(registered));
+        self.repeat_outcomes(&task_manager, &statuses);
         self.remind_writer(&task_manager);
-        self.schedule(scheduler::Event::TaskManagerJoined(slots, running));
+        statuses.iter_mut().for_each(|status| self.suspect(status));
+        self.schedule(scheduler::Event::TaskManagerJoined(slots, statuses));
     }
 
     /// Gives a TaskManager up; with a session, only if that is still the one.

@@ -38,6 +38,7 @@ impl Leader {
     fn act(&mut self, job: &JobId, action: Action) {
         trail::next(&action);
         match action {
+            Action::Settle(snapshot) => self.settle(job, snapshot),
             Action::Reserve(reservation) => self.reserve(job, reservation),
             Action::StartGroups(snapshot) => self.start_groups(job, snapshot),
             Action::SendBarriers(barrier) => self.send_barriers(job, barrier),
@@ -203,7 +204,8 @@ impl Leader {
 
     fn persist_complete(&mut self, job: &JobId, snapshot: SnapshotId, mut contents: Contents) {
         let Some(nonce) = self.entry(&snapshot).map(|entry| entry.nonce) else { return };
-        contents.manifest_bytes = self.manifest_bytes(&snapshot);
+        // One that an earlier JobManager has published says itself how long it is.
+        contents.manifest_bytes = self.manifest_bytes(&snapshot).unwrap_or(contents.manifest_bytes);
         self.close_account(&snapshot);
         let completion = Completion { snapshot: snapshot.clone(), nonce, contents };
         self.commit(Command::Complete(Box::new(completion)), Then::Completed(job.clone(), snapshot));
@@ -284,7 +286,8 @@ impl Leader {
             }
             self.after_change(applied);
         });
-        self.coordinate(job, Step::Completed(snapshot, result));
+        self.coordinate(job, Step::Completed(snapshot.clone(), result));
+        self.answer_settled(&snapshot);
     }
 
     /// Removes what a commit has retired.
@@ -354,6 +357,10 @@ impl Leader {
 
     /// Answers whoever has asked again for a snapshot that an earlier JobManager had left in flight.
     pub(super) fn answer_settled(&mut self, snapshot: &SnapshotId) {
+        let under_way = |state| matches!(state, SnapshotState::Queued | SnapshotState::InProgress);
+        if self.entry(snapshot).is_none_or(|entry| under_way(entry.state)) {
+            return;
+        }
         let of = |request: &&RequestId| {
             self.answered(request).is_some_and(|reply| reply.is_ok_and(|of| of.snapshot.as_ref() == Some(snapshot)))
         };

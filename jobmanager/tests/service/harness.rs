@@ -222,9 +222,13 @@ impl TaskManager {
     }
 
     pub(crate) async fn deployment(&mut self) -> Deployment {
-        match self.next().await {
-            ToTaskManager::Deploy(deployment) => *deployment,
-            other => panic!("expected a deployment, not {other:?}"),
+        loop {
+            match self.next().await {
+                ToTaskManager::Deploy(deployment) => return *deployment,
+                // An attempt that is over is let go when that has been committed.
+                ToTaskManager::Cancel(_) => {}
+                other => panic!("expected a deployment, not {other:?}"),
+            }
         }
     }
 

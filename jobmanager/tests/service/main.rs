@@ -8,6 +8,7 @@ mod streams;
 use harness::{Cluster, TaskManager, offsets, soon};
 use weir_proto::from_status;
 use weir_proto::pb::client::v1 as client;
+use weir_types::control::ToTaskManager;
 use weir_types::deployment::SubtaskState;
 use weir_types::{Code, Error};
 
@@ -157,20 +158,32 @@ async fn a_new_jobmanager_goes_on_with_jobs_and_ends_what_was_in_flight() {
     assert!(again.term > status.term);
     let running = worker.statuses(&deployment, SubtaskState::Running);
     let mut worker = TaskManager::join(&jobmanager, "worker", 1, running).await;
-    worker.cancel(&deployment).await;
-    let next = worker.deployment().await;
-    assert_eq!(next.attempt, deployment.attempt.next());
-    assert_eq!(offsets(&next), at(10));
-    assert_eq!(next.restore.as_ref().unwrap().directory, done.directory);
-
-    // The one in flight has failed, whoever asks, and its late acknowledgement changes nothing.
+    // The attempt goes on, and hears what has become of both snapshots: perhaps nobody had lived to say so.
+    assert!(worker.outcome().await);
+    let asked = jobmanager.savepoint(&job, "next", None);
+    let mut aborted = false;
+    let next = loop {
+        match worker.next().await {
+            ToTaskManager::Trigger(trigger) => break trigger,
+            ToTaskManager::SnapshotOutcome(outcome) => aborted |= outcome.failure.is_some(),
+            other => panic!("neither a barrier nor an outcome: {other:?}"),
+        }
+    };
+    assert!(aborted);
+    assert_eq!((next.attempt, next.barrier.id), (deployment.attempt, barrier.barrier.id.next()));
     worker.acknowledge(&deployment, &barrier).await;
+    worker.acknowledge(&deployment, &next).await;
+    soon(asked).await.unwrap().unwrap();
+    let detail = jobmanager.until_state(&job, client::JobState::Running).await;
+    assert_eq!(detail.summary.unwrap().attempt, deployment.attempt.0);
+
+    // The one in flight has failed, whoever asks, and its late acknowledgement has changed nothing.
     let error = soon(jobmanager.savepoint(&job, "in-flight", None)).await.unwrap().unwrap_err();
     assert_eq!(from_status(&error).code, Code::Unavailable);
     assert_eq!(soon(jobmanager.savepoint(&job, "done", None)).await.unwrap().unwrap().id, done.id);
     assert!(!std::path::Path::new(&barrier.barrier.directory).exists());
     let states: Vec<_> = jobmanager.snapshots().await.into_iter().map(|snapshot| snapshot.state).collect();
-    assert_eq!(states, ["COMPLETED", "FAILED"]);
+    assert_eq!(states, ["COMPLETED", "FAILED", "COMPLETED"]);
     jobmanager.stop().await;
 }
 
@@ -275,7 +288,7 @@ async fn mistakes_are_refused_with_their_codes() {
 }
 
 #[tokio::test]
-async fn a_job_waits_until_it_is_known_whether_the_snapshot_left_in_flight_is_complete() {
+async fn snapshots_wait_until_it_is_known_whether_the_one_left_in_flight_is_complete() {
     let cluster = Cluster::new();
     let mut jobmanager = cluster.start().await;
     let mut worker = TaskManager::join(&jobmanager, "worker", 1, vec![]).await;
@@ -296,23 +309,25 @@ async fn a_job_waits_until_it_is_known_whether_the_snapshot_left_in_flight_is_co
     let states = |snapshots: Vec<client::Snapshot>| snapshots.into_iter().map(|one| one.state).collect::<Vec<_>>();
     assert_eq!(states(jobmanager.snapshots().await), ["IN_PROGRESS"]);
     let again = jobmanager.savepoint(&job, "asked", None);
-    let error = soon(jobmanager.savepoint(&job, "another", None)).await.unwrap().unwrap_err();
-    assert_eq!(from_status(&error).code, Code::Unavailable);
-    assert!(!again.is_finished(), "whoever asks again waits with the job");
+    let another = jobmanager.savepoint(&job, "another", None);
+    let running = worker.statuses(&deployment, SubtaskState::Running);
+    let mut worker = TaskManager::join(&jobmanager, "worker", 1, running).await;
+    assert!(!again.is_finished() && !another.is_finished(), "the job runs, and whoever asks waits");
 
     std::fs::remove_file(&directory).unwrap();
     let error = soon(again).await.unwrap().unwrap_err();
     assert_eq!(from_status(&error).code, Code::Unavailable);
-    assert_eq!(states(jobmanager.snapshots().await), ["FAILED"]);
-    let mut worker = TaskManager::join(&jobmanager, "worker", 1, vec![]).await;
     let next = loop {
         match worker.next().await {
-            weir_types::control::ToTaskManager::Deploy(next) => break next,
-            weir_types::control::ToTaskManager::SnapshotOutcome(outcome) => assert!(outcome.failure.is_some()),
-            other => panic!("expected a deployment, not {other:?}"),
+            ToTaskManager::Trigger(next) => break next,
+            ToTaskManager::SnapshotOutcome(outcome) => assert!(outcome.failure.is_some()),
+            other => panic!("neither a barrier nor an outcome: {other:?}"),
         }
     };
-    assert_eq!(next.attempt, deployment.attempt.next());
+    assert_eq!(next.attempt, deployment.attempt);
+    worker.acknowledge(&deployment, &next).await;
+    soon(another).await.unwrap().unwrap();
+    assert_eq!(states(jobmanager.snapshots().await), ["FAILED", "COMPLETED"]);
     gone(&directory).await;
     jobmanager.stop().await;
 }

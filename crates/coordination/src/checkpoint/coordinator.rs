@@ -13,11 +13,13 @@ use weir_types::time::Millis;
 use weir_types::{Code, Error};
 
 use super::flight::{InFlight, Phase};
-use super::{Action, Config, Event, Marked, Request, Reservation, RunningAttempt, SubtaskKey, Trigger, snapshot_id};
+use super::{
+    Action, Config, Contents, Event, Marked, Request, Reservation, RunningAttempt, SubtaskKey, Trigger, snapshot_id,
+};
 
 /// Requests that may wait for their turn.
 const QUEUE_MAX: usize = 64;
-/// After which time an abort marker that could not be written is tried again.
+/// After which time storage that did not answer about an abort marker is asked again.
 const MARK_RETRY_MS: u64 = 1_000;
 
 /// Decides about the snapshots of one job.
@@ -27,6 +29,8 @@ pub struct Coordinator {
     config: Config,
     next_barrier: BarrierId,
     running: Option<RunningAttempt>,
+    /// An earlier JobManager's attempt may turn out to run.
+    resuming: bool,
     drained: bool,
     queue: VecDeque<Request>,
     in_flight: Option<InFlight>,
@@ -46,6 +50,7 @@ impl Coordinator {
             config,
             next_barrier: last_barrier.next(),
             running: None,
+            resuming: false,
             drained: false,
             queue: VecDeque::new(),
             in_flight: None,
@@ -61,6 +66,17 @@ impl Coordinator {
     pub fn on_event(&mut self, now: Millis, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
+            Event::Resuming => self.resuming = true,
+            Event::FoundQueued(reservation) => {
+                let error = Error::unavailable("the JobManager ended while the snapshot waited for its turn");
+                let flight = self.in_flight.insert(InFlight::found(reservation, Phase::Queued));
+                flight.abort(error, &mut out);
+            }
+            Event::FoundInFlight(reservation) => {
+                out.push(Action::Settle(reservation.snapshot.clone()));
+                self.in_flight = Some(InFlight::found(reservation, Phase::Settling { retry_at: None }));
+            }
+            Event::Settled(snapshot, found) => self.settled(now, &snapshot, found, &mut out),
             Event::Started(attempt) => self.started(now, attempt),
             Event::Ended(error) => self.ended(&error, &mut out),
             Event::Drained => {
@@ -75,7 +91,7 @@ impl Coordinator {
                 if self.give_up(Some(&snapshot), error, &mut out)
                     && let Some(flight) = self.in_flight_as(&snapshot)
                 {
-                    flight.cancelled = true;
+                    flight.excused = true;
                 }
             }
             Event::OutOfRoom(snapshot, error) => {
@@ -140,6 +156,7 @@ impl Coordinator {
 
     fn started(&mut self, now: Millis, attempt: RunningAttempt) {
         self.running = Some(attempt);
+        self.resuming = false;
         self.drained = false;
         self.failures_in_a_row = 0;
         self.periodic_at = self.config.interval_ms.map(|interval_ms| now.plus(interval_ms));
@@ -147,6 +164,7 @@ impl Coordinator {
 
     fn ended(&mut self, error: &Error, out: &mut Vec<Action>) {
         self.running = None;
+        self.resuming = false;
         self.periodic_at = None;
         self.refuse_queue(&not_running(&self.job, Some(error)), out);
         self.give_up(None, error.clone(), out);
@@ -196,14 +214,14 @@ impl Coordinator {
             return;
         }
         let refusal = match &self.running {
-            None => Some(not_running(&self.job, None)),
-            Some(_) if self.stopped => Some(not_running(&self.job, None)),
-            Some(_) if self.drained => Some(drained(&self.job)),
-            Some(_) if self.queue.len() >= QUEUE_MAX => Some(
+            None if !self.resuming => Some(not_running(&self.job, None)),
+            _ if self.stopped => Some(not_running(&self.job, None)),
+            _ if self.drained => Some(drained(&self.job)),
+            _ if self.queue.len() >= QUEUE_MAX => Some(
                 Error::new(Code::ResourceExhausted, format!("{QUEUE_MAX} snapshots of job {} wait already", self.job))
                     .with_hint("Wait for them; `weir snapshots list` shows how far they are."),
             ),
-            Some(_) => None,
+            _ => None,
         };
         match refusal {
             Some(error) => {
@@ -304,6 +322,28 @@ impl Coordinator {
         }
     }
 
+    fn settled(
+        &mut self,
+        now: Millis,
+        snapshot: &SnapshotId,
+        found: Result<Option<Box<Contents>>, Error>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(flight) = self.in_flight_as(snapshot) else { return };
+        let Phase::Settling { retry_at } = &mut flight.phase else { return };
+        match found {
+            Ok(Some(contents)) => {
+                out.push(Action::PersistComplete(snapshot.clone(), contents));
+                flight.phase = Phase::Completing;
+            }
+            Err(error) if error.code != Code::AlreadyExists => *retry_at = Some(now.plus(MARK_RETRY_MS)),
+            // Where another snapshot's manifest is, there is none of ours, and none can come.
+            Ok(None) | Err(_) => {
+                flight.abort(Error::unavailable("the JobManager ended while the snapshot was in flight"), out);
+            }
+        }
+    }
+
     fn completed(&mut self, now: Millis, snapshot: &SnapshotId, result: Result<(), Error>, out: &mut Vec<Action>) {
         let Some(flight) = self.in_flight_as(snapshot).filter(|flight| matches!(flight.phase, Phase::Completing))
         else {
@@ -331,7 +371,7 @@ impl Coordinator {
     /// The snapshot in flight has ended; what follows from that for the job.
     fn end(&mut self, now: Millis, result: Result<SnapshotId, Error>, out: &mut Vec<Action>) {
         let Some(flight) = self.in_flight.take() else { return };
-        let InFlight { cancelled, barriers_sent, reservation, .. } = flight;
+        let InFlight { excused, barriers_sent, reservation, .. } = flight;
         let Reservation { kind, trigger, request, .. } = reservation;
         let stops = matches!(trigger, Trigger::Stop(_));
         self.pause_until = now.plus(self.config.min_pause_ms);
@@ -351,17 +391,17 @@ impl Coordinator {
                 if let Some(request) = request {
                     answer(request.id, out, Err(error.clone()));
                 }
-                if self.running.is_none() {
+                if self.running.is_none() && !self.resuming {
                     return;
                 }
                 if stops {
                     // Sources that saw the barrier have ended: only a new attempt reads on.
-                    out.push(match (barriers_sent, cancelled) {
+                    out.push(match (barriers_sent, excused) {
                         (false, _) => Action::AbandonStop,
                         (true, false) => Action::RestartJob(error),
                         (true, true) => Action::ResumeJob(error),
                     });
-                } else if kind == SnapshotKind::Checkpoint && !cancelled {
+                } else if kind == SnapshotKind::Checkpoint && !excused {
                     self.failures_in_a_row += 1;
                     if self.config.failures_tolerated.is_some_and(|tolerated| self.failures_in_a_row > tolerated) {
                         self.failures_in_a_row = 0;

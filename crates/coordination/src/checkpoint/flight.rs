@@ -16,6 +16,8 @@ const NAMED_MAX: usize = 8;
 /// How far the snapshot in flight is.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// An earlier JobManager has left it; it is being found out whether it was published.
+    Settling { retry_at: Option<Millis> },
     /// The reservation is being committed.
     Reserving,
     /// The reservation waits for its turn.
@@ -42,8 +44,8 @@ pub(super) struct InFlight {
     /// Why it must be aborted as soon as it is reserved.
     pub(super) doomed: Option<Error>,
     pub(super) barriers_sent: bool,
-    /// A user wanted it to end: that is no failure of the job.
-    pub(super) cancelled: bool,
+    /// A user wanted it to end, or its JobManager ended: that is no failure of the job.
+    pub(super) excused: bool,
 }
 
 impl InFlight {
@@ -54,8 +56,14 @@ impl InFlight {
             acks: Acks::default(),
             doomed: None,
             barriers_sent: false,
-            cancelled: false,
+            excused: false,
         }
+    }
+
+    /// One that an earlier JobManager has left, with what it waits for.
+    pub(super) fn found(reservation: Reservation, phase: Phase) -> Self {
+        // Whether barriers were sent is not known. Whoever has seen one reads on when it hears of the abort.
+        Self { phase, excused: true, ..Self::new(reservation) }
     }
 
     /// Whether something may still keep it from becoming durable, and nothing has yet.
@@ -63,7 +71,11 @@ impl InFlight {
         match self.phase {
             Phase::Reserving => self.doomed.is_none(),
             Phase::Queued | Phase::StartingGroups | Phase::Aligning => true,
-            Phase::Publishing(_) | Phase::Completing | Phase::Marking { .. } | Phase::Aborting(_) => false,
+            Phase::Settling { .. }
+            | Phase::Publishing(_)
+            | Phase::Completing
+            | Phase::Marking { .. }
+            | Phase::Aborting(_) => false,
         }
     }
 
@@ -88,7 +100,7 @@ impl InFlight {
             Phase::Reserving | Phase::Queued | Phase::StartingGroups | Phase::Aligning | Phase::Publishing(_) => {
                 Some(Millis(self.reservation.deadline_ms))
             }
-            Phase::Marking { retry_at, .. } => *retry_at,
+            Phase::Settling { retry_at } | Phase::Marking { retry_at, .. } => *retry_at,
             Phase::Completing | Phase::Aborting(_) => None,
         }
     }
@@ -101,6 +113,10 @@ impl InFlight {
                 let contents = std::mem::take(contents);
                 let error = self.too_late(now, "the manifest was being written");
                 self.mark(error, Some(contents), out);
+            }
+            Phase::Settling { retry_at } => {
+                *retry_at = None;
+                out.push(Action::Settle(self.reservation.snapshot.clone()));
             }
             Phase::Marking { retry_at, .. } => {
                 *retry_at = None;

@@ -256,6 +256,15 @@ pub enum Marked {
 /// What happens to a job's snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// An earlier JobManager has left the job running, and it is not known yet whether its attempt goes on: whoever wants a
+    /// snapshot waits for that.
+    Resuming,
+    /// An earlier JobManager has left this snapshot waiting for its turn.
+    FoundQueued(Reservation),
+    /// An earlier JobManager has left this snapshot under way.
+    FoundInFlight(Reservation),
+    /// What was found in the place of the manifest of such a snapshot; where there was nothing, none can appear any more.
+    Settled(SnapshotId, Result<Option<Box<Contents>>, Error>),
     /// All subtasks of an attempt run.
     Started(RunningAttempt),
     /// The attempt has ended, for whatever reason.
@@ -293,6 +302,9 @@ pub enum Event {
 /// What the shell has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Find out whether the manifest of a snapshot that an earlier JobManager has left is there, and if it is not, make sure
+    /// that none can appear. Answered by [`Event::Settled`].
+    Settle(SnapshotId),
     /// Step 1: commit a reservation. Answered by [`Event::Reserved`].
     Reserve(Reservation),
     /// Step 2: start the reader groups' checkpoints. Answered by [`Event::GroupsStarted`].

@@ -1,5 +1,7 @@
 //! One job as it runs: its newest attempt, the state of each subtask, and what follows when something breaks.
 
+mod adoption;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use weir_types::Error;
@@ -13,6 +15,7 @@ use super::restart::{Broke, Restarts, Verdict};
 use super::scaling::Scaling;
 use super::{Action, Config, JobPlan, is_fatal, is_unreadable_state};
 use crate::checkpoint::SubtaskKey;
+use adoption::Adoption;
 
 /// State of a subtask of the newest attempt; they only advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +56,10 @@ pub(super) struct Execution {
     scaling: Scaling,
     /// Since when all subtasks of the attempt run.
     running_since: Option<Millis>,
-    /// The end of the restart's delay, or of the wait for TaskManagers after a recovery; zero: not waiting for time.
+    /// The end of the restart's delay; zero: not waiting for time.
     not_before: Millis,
-    /// TaskManagers that a recovered job still waits for; with the last of them the wait is over.
-    awaited: Option<BTreeSet<TaskManagerId>>,
+    /// The attempt is that of an earlier JobManager, and has not been taken over yet.
+    adoption: Option<Adoption>,
     /// Where the attempt runs; empty when nothing runs.
     placements: Vec<Placement>,
     subtasks: BTreeMap<SubtaskKey, Progress>,
@@ -85,7 +88,7 @@ impl Execution {
             attempt: Attempt(0),
             running_since: None,
             not_before: Millis(0),
-            awaited: None,
+            adoption: None,
             placements: Vec::new(),
             subtasks: BTreeMap::new(),
             ending: BTreeMap::new(),
@@ -94,19 +97,8 @@ impl Execution {
             finish_sent: false,
             stopped: false,
         };
-        let Some(recovered) = recovered else { return execution };
-        execution.state = recovered.state;
-        execution.attempt = recovered.attempt;
-        execution.stopped = recovered.stopped;
-        match recovered.state {
-            JobState::Cancelling => execution.change(JobChange::EndCancelled, None, out),
-            state if recovered.stopped && !state.is_terminal() => execution.change(JobChange::EndStopped, None, out),
-            JobState::Starting | JobState::Running | JobState::Stopping | JobState::Restarting => {
-                execution.change(JobChange::Restart, None, out);
-                execution.not_before = now.plus(config.recovery_wait_ms);
-                execution.awaited = Some(recovered.task_managers);
-            }
-            _ => {}
+        if let Some(recovered) = recovered {
+            execution.recover(now, config, recovered, out);
         }
         execution
     }
@@ -152,9 +144,10 @@ impl Execution {
         if self.ending.contains_key(subtask) {
             return Some("CANCELLING");
         }
-        let progress =
-            self.subtasks.get(&(subtask.chain, subtask.index)).filter(|_| subtask.attempt == self.attempt)?;
+        let key = (subtask.chain, subtask.index);
+        let progress = self.subtasks.get(&key).filter(|_| subtask.attempt == self.attempt)?;
         Some(match progress {
+            _ if self.is_unregistered(key) => "UNKNOWN",
             Progress::Starting => "STARTING",
             Progress::Running => "RUNNING",
             Progress::Drained => "DRAINED",
@@ -177,10 +170,13 @@ impl Execution {
         matches!(self.state, JobState::Created | JobState::Restarting)
             && self.ending.is_empty()
             && !self.stopped
-            && (self.not_before <= now || self.awaited.as_ref().is_some_and(BTreeSet::is_empty))
+            && self.not_before <= now
     }
 
     pub(super) fn waiting_for(&self, now: Millis, free: usize, total: usize) -> Vec<String> {
+        if self.unregistered() > 0 {
+            return vec![format!("{} subtasks of attempt {} to register again", self.unregistered(), self.attempt)];
+        }
         if !self.waits_to_be_deployed() {
             return Vec::new();
         }
@@ -189,10 +185,8 @@ impl Execution {
         if !self.ending.is_empty() {
             waits.push(format!("{} subtasks of attempt {} to end", self.ending.len(), self.attempt));
         }
-        match &self.awaited {
-            _ if self.not_before <= now => {}
-            Some(awaited) => waits.push(format!("{} TaskManagers to register again", awaited.len())),
-            None => waits.push(format!("the restart delay, {} ms more", self.not_before.since(now))),
+        if self.not_before > now {
+            waits.push(format!("the restart delay, {} ms more", self.not_before.since(now)));
         }
         if needed > free {
             waits.push(format!("{needed} slots: {free} of {total} are free"));
@@ -209,7 +203,7 @@ impl Execution {
         // A shortage of slots counts once nothing else is missing.
         let scaling = self.scaling.next_deadline(config.resource_stabilization_ms);
         let scaling = scaling.filter(|_| !waits && self.ending.is_empty());
-        [deploy, self.given_up_at, scaling].into_iter().flatten().min()
+        [deploy, self.given_up_at, self.adoption_until(), scaling].into_iter().flatten().min()
     }
 
     pub(super) fn deploy(&mut self, parallelism: Parallelism, placements: Vec<Placement>, out: &mut Vec<Action>) {
@@ -222,7 +216,6 @@ impl Execution {
         self.placements.clone_from(&placements);
         self.deployed = false;
         self.finish_sent = false;
-        self.awaited = None;
         self.not_before = Millis(0);
         // Committing the attempt also commits this change.
         out.push(Action::StartAttempt(self.id(), self.attempt, placements));
@@ -253,9 +246,12 @@ impl Execution {
             }
             SubtaskState::Cancelled => {
                 *progress = Progress::Finished;
-                // A TaskManager does that when it is asked to end.
-                let error = Error::unavailable(format!("subtask {subtask} was cancelled without a command"))
-                    .with_detail("its TaskManager is shutting down");
+                let error = match self.adoption {
+                    Some(_) => Error::unavailable(format!("subtask {subtask} was cancelled by an earlier JobManager")),
+                    // A TaskManager does that when it is asked to end.
+                    None => Error::unavailable(format!("subtask {subtask} was cancelled without a command"))
+                        .with_detail("its TaskManager is shutting down"),
+                };
                 return self.broken(now, config, self.broke(&subtask, error), out);
             }
         };
@@ -272,6 +268,9 @@ impl Execution {
 
     /// A subtask of the running attempt has advanced: perhaps the job has, too.
     fn advanced(&mut self, now: Millis, out: &mut Vec<Action>) {
+        if self.adoption.is_some() {
+            return;
+        }
         let least = self.subtasks.values().min().copied().unwrap_or(Progress::Finished);
         if self.state == JobState::Starting && least >= Progress::Running {
             self.running_since = Some(now);
@@ -378,7 +377,8 @@ impl Execution {
 
     /// Asks for more subtasks if there has been room for them among `free` slots; how many of these it is about to use.
     pub(super) fn grow(&mut self, now: Millis, config: Config, free: usize, out: &mut Vec<Action>) -> usize {
-        if self.state != JobState::Running || self.scaling.is_as_wanted() {
+        let settled = self.state == JobState::Running && self.adoption.is_none();
+        if !settled || self.scaling.is_as_wanted() {
             self.scaling.has_no_room();
             return 0;
         }
@@ -415,6 +415,7 @@ impl Execution {
     }
 
     fn cancel_attempt(&mut self, now: Millis, config: Config, out: &mut Vec<Action>) {
+        self.adoption = None;
         if !self.deployed {
             return;
         }
@@ -423,16 +424,16 @@ impl Execution {
         for placement in &self.placements {
             let key = (placement.chain, placement.index);
             if self.subtasks.get(&key).is_some_and(|progress| *progress < Progress::Finished) {
-                let subtask = SubtaskId {
-                    job: self.plan.job.clone(),
-                    chain: placement.chain,
-                    index: placement.index,
-                    attempt: self.attempt,
-                };
-                self.ending.insert(subtask, placement.task_manager.clone());
+                self.ending.insert(self.subtask_of(placement), placement.task_manager.clone());
             }
         }
         self.given_up_at = Some(now.plus(config.cancel_timeout_ms));
+    }
+
+    /// A subtask of the newest attempt.
+    fn subtask_of(&self, placement: &Placement) -> SubtaskId {
+        let Placement { chain, index, .. } = *placement;
+        SubtaskId { job: self.plan.job.clone(), chain, index, attempt: self.attempt }
     }
 
     /// If everything that was cancelled has ended: the slots are free, and a job that was to end has.
@@ -449,14 +450,14 @@ impl Execution {
         }
     }
 
-    pub(super) fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
+    pub(super) fn tick(&mut self, now: Millis, config: Config, out: &mut Vec<Action>) {
+        self.adoption_due(now, config, out);
         if self.given_up_at.is_some_and(|at| at <= now) {
             self.ending.clear();
             self.ended(out);
         }
         if self.not_before <= now {
             self.not_before = Millis(0);
-            self.awaited = None;
         }
     }
 
@@ -477,21 +478,6 @@ impl Execution {
             // Nothing runs there any more, so nothing has to end there.
             self.ending.retain(|_, on| on != id);
             self.ended(out);
-        }
-    }
-
-    pub(super) fn task_manager_joined(&mut self, id: &TaskManagerId) {
-        if let Some(awaited) = &mut self.awaited {
-            awaited.remove(id);
-        }
-    }
-
-    /// A TaskManager that has just joined runs a subtask of the job; it is being cancelled. The next attempt waits for
-    /// it; one that runs already does not: whatever is in `ending` ends together with what is placed.
-    pub(super) fn left_over(&mut self, now: Millis, config: Config, subtask: SubtaskId, on: &TaskManagerId) {
-        if self.placements.is_empty() || !self.ending.is_empty() {
-            self.ending.insert(subtask, on.clone());
-            self.given_up_at = Some(now.plus(config.cancel_timeout_ms));
         }
     }
 

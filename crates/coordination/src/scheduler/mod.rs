@@ -2,7 +2,8 @@
 //!
 //! [`Scheduler`] takes events and returns actions. Invariants: a slot runs the subtasks of one attempt; an attempt is
 //! deployed only after everything of the one before has ended, was lost, or has been given up; a job that has ended, or
-//! whose stop is complete, is never deployed again.
+//! whose stop is complete, is never deployed again. A new JobManager stops nothing that may go on: see
+//! [`execution::adoption`].
 
 mod execution;
 mod restart;
@@ -30,7 +31,7 @@ pub use slots::{Slots, SlotsOf};
 pub struct Config {
     /// After which time cancelled subtasks that say nothing are given up.
     pub cancel_timeout_ms: u64,
-    /// How long a recovered job waits for the TaskManagers that it ran on.
+    /// How long TaskManagers may take to register with a new JobManager; what they run is lost then.
     pub recovery_wait_ms: u64,
     /// How long a job waits for slots before it begins with fewer subtasks, if it may.
     pub resource_wait_ms: u64,
@@ -66,8 +67,8 @@ pub struct Recovered {
     pub attempt: Attempt,
     /// That one's parallelism.
     pub parallelism: Parallelism,
-    /// Where that ran.
-    pub task_managers: BTreeSet<TaskManagerId>,
+    /// Where that runs, or ran.
+    pub placements: Vec<Placement>,
     /// Whether a stop's savepoint is complete.
     pub stopped: bool,
     /// How often it has failed.
@@ -99,8 +100,8 @@ impl JobPlan {
 /// What happens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A TaskManager is there, and may run something already.
-    TaskManagerJoined(SlotsOf, Vec<SubtaskId>),
+    /// A TaskManager is there. It has these subtasks and no others, those that ended while nobody heard of it included.
+    TaskManagerJoined(SlotsOf, Vec<SubtaskStatus>),
     /// A TaskManager is gone.
     TaskManagerLost(TaskManagerId, Error),
     /// A job was accepted, or recovered.
@@ -146,6 +147,8 @@ pub enum Action {
     /// There have been slots for more of the subtasks that the job lacks, or it has more than it should: take a checkpoint, so
     /// that little is processed again, and answer with [`Event::Grow`] or [`Event::NotGrown`].
     Grow(JobId, Attempt),
+    /// All of an attempt that an earlier JobManager had started has registered: it goes on.
+    Adopted(JobId, Attempt),
     /// All subtasks of the attempt run.
     AttemptRunning(JobId, Attempt),
     /// The attempt is over.
@@ -228,7 +231,7 @@ impl Scheduler {
             }
             Event::Tick => {
                 for execution in self.jobs.values_mut() {
-                    execution.tick(now, &mut out);
+                    execution.tick(now, self.config, &mut out);
                 }
             }
         }
@@ -292,23 +295,23 @@ impl Scheduler {
         }
     }
 
-    fn joined(&mut self, now: Millis, slots: SlotsOf, running: Vec<SubtaskId>, out: &mut Vec<Action>) {
+    fn joined(&mut self, now: Millis, slots: SlotsOf, has: Vec<SubtaskStatus>, out: &mut Vec<Action>) {
         let task_manager = slots.id.clone();
         self.slots.insert(slots);
-        let mut attempts: BTreeMap<JobId, Attempt> = BTreeMap::new();
-        for subtask in running {
-            let attempt = attempts.entry(subtask.job.clone()).or_insert(subtask.attempt);
-            *attempt = subtask.attempt.max(*attempt);
-            if let Some(execution) = self.jobs.get_mut(&subtask.job) {
-                execution.left_over(now, self.config, subtask, &task_manager);
-            }
+        let mut of_jobs: BTreeMap<JobId, Vec<SubtaskStatus>> = BTreeMap::new();
+        for status in has {
+            of_jobs.entry(status.subtask.job.clone()).or_default().push(status);
         }
-        // What ran without this JobManager is over: its jobs restart from their newest snapshots.
-        for (job, attempt) in attempts {
-            out.push(Action::CancelAttempt(job, attempt, vec![task_manager.clone()]));
+        let stop = |job, attempt| Action::CancelAttempt(job, attempt, vec![task_manager.clone()]);
+        for (job, execution) in &mut self.jobs {
+            let statuses = of_jobs.remove(job).unwrap_or_default();
+            let stray = execution.registered(now, self.config, &task_manager, statuses, out);
+            out.extend(stray.map(|attempt| stop(job.clone(), attempt)));
         }
-        for execution in self.jobs.values_mut() {
-            execution.task_manager_joined(&task_manager);
+        // Jobs that have ended, and those that nobody knows.
+        for (job, statuses) in of_jobs {
+            let stray = statuses.iter().map(|status| status.subtask.attempt).max();
+            out.extend(stray.map(|attempt| stop(job, attempt)));
         }
     }
 
