@@ -130,9 +130,8 @@ impl Leader {
 
     pub(super) fn on_submitted(&mut self, job: &JobId, reply: Reply, to: Answer<pb::SubmitReply>) {
         let result = reply.and_then(|applied| self.submitted_view(applied.job.as_ref()));
-        let known: Vec<RequestId> = self.state(|state| {
-            self.planning.keys().filter(|request| state.requests.contains_key(*request)).cloned().collect()
-        });
+        let known: Vec<RequestId> = self
+            .state(|state| self.planning.keys().filter(|request| state.requests.contains(request)).cloned().collect());
         for waiting in known.iter().filter_map(|request| self.planning.remove(request)).flatten() {
             answer(waiting, result.clone());
         }

@@ -1,7 +1,7 @@
 //! The whole replicated state, as the raft log's snapshots hold it.
 
 use prost::Message;
-use weir_coordination::metadata::{Answered, JobRecord, NewJob, Quotas, Reserve, SnapshotEntry, State};
+use weir_coordination::metadata::{Answered, JobRecord, NewJob, Quotas, Requests, Reserve, SnapshotEntry, State};
 use weir_types::ids::{Attempt, BarrierId, ClusterId, Parallelism, RequestId, SnapshotId};
 use weir_types::job::{JobChange, JobState};
 use weir_types::snapshot::SnapshotState;
@@ -16,7 +16,7 @@ use crate::pb::metadata::v1 as pb;
 
 /// The whole state.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    let State { cluster, quotas, jobs, snapshots, shared, requests, next_request, retention } = state;
+    let State { cluster, quotas, jobs, snapshots, shared, requests, retention } = state;
     let request = |(id, answered): (&RequestId, &Answered)| pb::Request {
         id: id.to_string(),
         sequence: answered.sequence,
@@ -29,7 +29,7 @@ pub fn encode_state(state: &State) -> Vec<u8> {
         jobs: jobs.values().map(Into::into).collect(),
         snapshots: snapshots.values().map(Into::into).collect(),
         requests: requests.iter().map(request).collect(),
-        next_request: *next_request,
+        next_request: requests.next_sequence(),
         quota_defaults: Some((&quotas.defaults).into()),
         quotas: quotas_to_pb(quotas),
         shared: shared_to_pb(shared),
@@ -70,8 +70,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<State> {
         jobs: jobs.into_iter().map(|job| (job.id.clone(), job)).collect(),
         snapshots: snapshots.into_iter().collect(),
         shared: shared_from_pb(shared)?,
-        requests: requests.into_iter().map(request).collect::<Result<_>>()?,
-        next_request,
+        requests: Requests::new(requests.into_iter().map(request).collect::<Result<Vec<_>>>()?, next_request),
         retention: retention.unwrap_or_default().try_into()?,
     })
 }

@@ -20,6 +20,7 @@ mod policy;
 mod queue;
 mod record;
 mod recovery;
+mod requests;
 mod shared;
 mod snapshots;
 mod usage;
@@ -43,22 +44,12 @@ pub use imports::{Import, Origin};
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
 pub use recovery::{Fallback, PassedOver, Recovery, RecoveryPoint};
+pub use requests::{Answered, Requests};
 pub use shared::{Account, SharedFiles, SharedRecord};
 pub use usage::Usage;
 
-/// Answers that are remembered for retries; older ones are forgotten.
-const REQUESTS_MAX: usize = 4096;
 /// Jobs that have ended and are still listed; older ones without snapshots are forgotten.
 const ENDED_JOBS_MAX: usize = 256;
-
-/// The answer to a request, kept for its retries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// Its place in the order of requests.
-    pub sequence: u64,
-    /// What was answered.
-    pub reply: Reply,
-}
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,9 +65,7 @@ pub struct State {
     /// Files that several checkpoints of a job share.
     pub shared: SharedFiles,
     /// Requests that were answered.
-    pub requests: BTreeMap<RequestId, Answered>,
-    /// Number of the next request.
-    pub next_request: u64,
+    pub requests: Requests,
     /// Retention policies, and what was deleted.
     pub retention: Retention,
 }
@@ -190,15 +179,7 @@ impl State {
             return answered.reply.clone();
         }
         let reply = act(self);
-        let sequence = self.next_request;
-        self.next_request += 1;
-        self.requests.insert(request, Answered { sequence, reply: reply.clone() });
-        if self.requests.len() > REQUESTS_MAX {
-            let oldest = self.requests.iter().min_by_key(|(_, answered)| answered.sequence);
-            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-                self.requests.remove(&oldest);
-            }
-        }
+        self.requests.remember(request, reply.clone());
         reply
     }
 
