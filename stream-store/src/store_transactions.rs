@@ -6,7 +6,7 @@
 
 use weir_types::Result;
 use weir_types::ids::TransactionId;
-use weir_types::store::{TransactionInfo, TransactionSpec};
+use weir_types::store::{FamilyDecided, FamilyDecision, TransactionInfo, TransactionSpec};
 use weir_types::stream::{StreamCut, StreamName};
 
 use crate::store::{Store, blocking};
@@ -33,14 +33,32 @@ impl Store {
 
     /// Prepares a transaction: it takes no more appends, its records are durable whatever the stream's options say, and
     /// nothing but a decision ends it any more. `ends` are the offsets behind its last records as far as the caller knows
-    /// them; if the log has lost some, this is noticed here.
+    /// them; if the log has lost some, this is noticed here. A decision about the producer's family may select it by its
+    /// `mark`.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if it was aborted or has lost records, `FENCED`, `NOT_FOUND`; I/O errors: it may or may not
     /// be prepared then.
-    pub async fn prepare_transaction(&self, name: &StreamName, id: TransactionId, ends: StreamCut) -> Result<()> {
+    pub async fn prepare_transaction(
+        &self,
+        name: &StreamName,
+        id: TransactionId,
+        ends: StreamCut,
+        mark: Option<u64>,
+    ) -> Result<()> {
         let stream = self.inner.stream(name)?;
-        blocking(move || stream.prepare_transaction(&id, &ends)).await
+        blocking(move || stream.prepare_transaction(&id, &ends, mark)).await
+    }
+
+    /// Commits what a family of producers has prepared up to a mark, and gives up what older epochs have left, in one
+    /// durable step. What it commits is forgotten at once: the same decision again finds nothing left to do.
+    ///
+    /// # Errors
+    /// `FENCED` if a higher epoch than that to go on with was fenced for: then nothing is decided. `NOT_FOUND` for the
+    /// stream. I/O errors: repeat it; what was decided stays decided.
+    pub async fn decide_family(&self, name: &StreamName, decision: FamilyDecision) -> Result<FamilyDecided> {
+        let (stream, now) = (self.inner.stream(name)?, self.inner.clock.now());
+        blocking(move || stream.decide_family(&decision, now)).await
     }
 
     /// Commits prepared transactions, all of them in one durable step, and shows them to committed readers.

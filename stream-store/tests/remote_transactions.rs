@@ -62,7 +62,7 @@ impl Writer {
 
     async fn prepare(&mut self, live: LiveTransaction) {
         let ends = self.producer.flush().await.unwrap();
-        self.client.prepare_transaction(&name(), live.id(), &ends).await.unwrap();
+        self.client.prepare_transaction(&name(), live.id(), &ends, None).await.unwrap();
     }
 }
 
@@ -212,7 +212,7 @@ async fn write_transactions(client: StoreClient, writer: u32, commits: impl Fn(u
             writing.send_to(PartitionId(record % 2), None, value.as_bytes(), None).await.unwrap();
         }
         let ends = writing.flush().await.unwrap();
-        insist(|| client.prepare_transaction(&stream, live.id(), &ends)).await;
+        insist(|| client.prepare_transaction(&stream, live.id(), &ends, None)).await;
         if commits(number) {
             insist(|| client.commit_transactions(&stream, &ids)).await;
         } else {

@@ -294,6 +294,27 @@ pub struct TransactionSpec {
     pub lease_ms: u64,
 }
 
+/// A decision about all transactions of a family of producers at once: those of the producer of that name, and of all whose
+/// names begin with it and a dot. It names no transaction, and deciding again changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyDecision {
+    /// What the producers' names begin with.
+    pub family: ProducerId,
+    /// Commits what producers of this epoch have prepared under this mark or a lower one.
+    pub commit: Option<(Epoch, u64)>,
+    /// Then fences lower epochs off, and aborts all that they have left open or prepared.
+    pub below: Option<Epoch>,
+}
+
+/// What came of a decision about a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FamilyDecided {
+    /// Transactions that it has committed.
+    pub committed: u64,
+    /// Transactions that it has aborted.
+    pub aborted: u64,
+}
+
 /// A transaction as it stands. It spans any number of partitions of one stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionInfo {
@@ -303,6 +324,8 @@ pub struct TransactionInfo {
     pub number: TransactionNumber,
     /// Where it stands.
     pub state: TransactionState,
+    /// What it was prepared under, if its producer gave a mark.
+    pub mark: Option<u64>,
     /// Since when, in milliseconds since the epoch.
     pub began_at_ms: u64,
     /// Its first offset in every partition that it has appended to, until it is decided there.

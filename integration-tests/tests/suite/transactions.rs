@@ -35,7 +35,7 @@ async fn transactions_outlive_a_kill_of_the_store_and_are_listed_and_aborted_by_
         write(&client, &stream, transaction, value).await;
     }
     for prepared in ["committed", "prepared"] {
-        client.prepare_transaction(&stream, &id(prepared), &StreamCut::default()).await.expect("prepared");
+        client.prepare_transaction(&stream, &id(prepared), &StreamCut::default(), None).await.expect("prepared");
     }
     client.commit_transactions(&stream, &[id("committed")]).await.expect("committed");
 

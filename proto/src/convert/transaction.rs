@@ -1,7 +1,7 @@
 //! Transactions of streams on the wire.
 
 use weir_types::ids::{Epoch, ProducerId, TransactionId, TransactionNumber};
-use weir_types::store::{TransactionInfo, TransactionSpec, TransactionState};
+use weir_types::store::{FamilyDecision, TransactionInfo, TransactionSpec, TransactionState};
 use weir_types::stream::StreamName;
 use weir_types::{Error, Result};
 
@@ -30,10 +30,31 @@ pub fn spec_from_pb(spec: pb::TransactionSpec) -> Result<(StreamName, Transactio
     Ok((stream.parse()?, TransactionSpec { id, producer, epoch: Epoch(epoch), lease_ms }))
 }
 
+/// A decision with the stream that it is for.
+pub fn decision_to_pb(stream: &StreamName, decision: &FamilyDecision) -> pb::FamilyDecision {
+    let FamilyDecision { family, commit, below } = decision;
+    pb::FamilyDecision {
+        stream: stream.to_string(),
+        family: family.to_string(),
+        commit: commit.map(|(epoch, mark)| pb::UpTo { epoch: epoch.0, mark }),
+        below: below.map(|below| below.0),
+    }
+}
+
+/// The stream and the decision about a family.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for names that cannot be.
+pub fn decision_from_pb(decision: pb::FamilyDecision) -> Result<(StreamName, FamilyDecision)> {
+    let pb::FamilyDecision { stream, family, commit, below } = decision;
+    let commit = commit.map(|pb::UpTo { epoch, mark }| (Epoch(epoch), mark));
+    Ok((stream.parse()?, FamilyDecision { family: ProducerId::new(family)?, commit, below: below.map(Epoch) }))
+}
+
 /// A transaction of `stream`.
 pub fn info_to_pb(stream: &StreamName, info: &TransactionInfo) -> pb::TransactionInfo {
     use pb::transaction_info::State;
-    let TransactionInfo { spec, number, state, began_at_ms, begins } = info;
+    let TransactionInfo { spec, number, state, mark, began_at_ms, begins } = info;
     pb::TransactionInfo {
         spec: Some(spec_to_pb(stream, spec)),
         number: number.0,
@@ -43,6 +64,7 @@ pub fn info_to_pb(stream: &StreamName, info: &TransactionInfo) -> pb::Transactio
             TransactionState::Committed => State::Committed(pb::Empty {}),
             TransactionState::Aborted { reason } => State::Aborted(reason.clone()),
         }),
+        mark: *mark,
         began_at_ms: *began_at_ms,
         begins: cut_to_pb(begins),
     }
@@ -53,7 +75,7 @@ impl TryFrom<pb::TransactionInfo> for TransactionInfo {
 
     fn try_from(info: pb::TransactionInfo) -> Result<Self> {
         use pb::transaction_info::State;
-        let pb::TransactionInfo { spec, number, state, began_at_ms, begins } = info;
+        let pb::TransactionInfo { spec, number, state, mark, began_at_ms, begins } = info;
         let (_, spec) = spec_from_pb(spec.ok_or_else(|| missing("spec"))?)?;
         Ok(Self {
             spec,
@@ -64,6 +86,7 @@ impl TryFrom<pb::TransactionInfo> for TransactionInfo {
                 State::Committed(pb::Empty {}) => TransactionState::Committed,
                 State::Aborted(reason) => TransactionState::Aborted { reason },
             },
+            mark,
             began_at_ms,
             begins: cut_from_pb(begins),
         })
@@ -99,11 +122,15 @@ mod tests {
                 spec: spec.clone(),
                 number: TransactionNumber(9),
                 state,
+                mark: Some(3),
                 began_at_ms: 5,
                 begins: StreamCut(BTreeMap::from([(PartitionId(1), Offset(7))])),
             };
             assert_eq!(TransactionInfo::try_from(info_to_pb(&stream, &info)).unwrap(), info);
         }
+        let decision =
+            FamilyDecision { family: spec.producer.clone(), commit: Some((Epoch(2), 9)), below: Some(Epoch(3)) };
+        assert_eq!(decision_from_pb(decision_to_pb(&stream, &decision)).unwrap(), (stream.clone(), decision));
         let foreign = pb::TransactionSpec { id: "../x".to_owned(), ..spec_to_pb(&stream, &spec) };
         assert_eq!(spec_from_pb(foreign).unwrap_err().code, weir_types::Code::InvalidArgument);
         assert!(TransactionInfo::try_from(pb::TransactionInfo::default()).is_err());

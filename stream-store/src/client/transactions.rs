@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tracing::warn;
 use weir_proto::convert::store::cut_to_pb;
-use weir_proto::convert::transaction::spec_to_pb;
+use weir_proto::convert::transaction::{decision_to_pb, spec_to_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_types::Result;
 use weir_types::ids::{TransactionId, TransactionNumber};
-use weir_types::store::{TransactionInfo, TransactionSpec};
+use weir_types::store::{FamilyDecided, FamilyDecision, TransactionInfo, TransactionSpec};
 use weir_types::stream::{StreamCut, StreamName};
 
 use super::{StoreClient, call, stream_ref};
@@ -33,14 +33,32 @@ impl StoreClient {
     }
 
     /// Prepares a transaction: it takes no more appends, its records are durable, and nothing but a decision ends it any
-    /// more. `ends` are the offsets behind its last records, as [`super::Producer::flush`] returns them.
+    /// more. `ends` are the offsets behind its last records, as [`super::Producer::flush`] returns them; `mark` is what a
+    /// decision about the producer's family selects it by.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` if it was aborted or has lost records; `FENCED`, `NOT_FOUND`. May be repeated.
-    pub async fn prepare_transaction(&self, stream: &StreamName, id: &TransactionId, ends: &StreamCut) -> Result<()> {
-        let request =
-            pb::PrepareTransactionRequest { stream: stream.to_string(), id: id.to_string(), ends: cut_to_pb(ends) };
+    pub async fn prepare_transaction(
+        &self,
+        stream: &StreamName,
+        id: &TransactionId,
+        ends: &StreamCut,
+        mark: Option<u64>,
+    ) -> Result<()> {
+        let (stream, id) = (stream.to_string(), id.to_string());
+        let request = pb::PrepareTransactionRequest { stream, id, ends: cut_to_pb(ends), mark };
         call(self.streams().prepare_transaction(request)).await.map(drop)
+    }
+
+    /// Commits what a family of producers has prepared up to a mark, and gives up what older epochs have left. May be
+    /// repeated.
+    ///
+    /// # Errors
+    /// `FENCED` if a higher epoch was fenced for: then nothing is decided. `NOT_FOUND` for the stream.
+    pub async fn decide_family(&self, stream: &StreamName, decision: &FamilyDecision) -> Result<FamilyDecided> {
+        let reply = call(self.streams().decide_family(decision_to_pb(stream, decision))).await?;
+        let pb::FamilyDecided { committed, aborted } = reply;
+        Ok(FamilyDecided { committed, aborted })
     }
 
     /// Commits prepared transactions, all of them or none. May be repeated until they are acknowledged.

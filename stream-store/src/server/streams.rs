@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::convert::store::cut_from_pb;
-use weir_proto::convert::transaction::{info_to_pb, spec_from_pb};
+use weir_proto::convert::transaction::{decision_from_pb, info_to_pb, spec_from_pb};
 use weir_proto::pb::store::v1 as pb;
 use weir_proto::pb::store::v1::streams_server::Streams;
 use weir_proto::to_status;
@@ -113,9 +113,9 @@ impl Streams for StreamsService {
         &self,
         request: Request<pb::PrepareTransactionRequest>,
     ) -> Result<Response<pb::Empty>, Status> {
-        let pb::PrepareTransactionRequest { stream, id, ends } = request.into_inner();
+        let pb::PrepareTransactionRequest { stream, id, ends, mark } = request.into_inner();
         let (name, id) = (stream_name(&stream)?, TransactionId::new(id).map_err(status)?);
-        self.0.store.prepare_transaction(&name, id, cut_from_pb(ends)).await.map_err(status)?;
+        self.0.store.prepare_transaction(&name, id, cut_from_pb(ends), mark).await.map_err(status)?;
         Ok(Response::new(pb::Empty {}))
     }
 
@@ -131,6 +131,12 @@ impl Streams for StreamsService {
         };
         decided.map_err(status)?;
         Ok(Response::new(pb::Empty {}))
+    }
+
+    async fn decide_family(&self, request: Request<pb::FamilyDecision>) -> Result<Response<pb::FamilyDecided>, Status> {
+        let (name, decision) = decision_from_pb(request.into_inner()).map_err(status)?;
+        let decided = self.0.store.decide_family(&name, decision).await.map_err(status)?;
+        Ok(Response::new(pb::FamilyDecided { committed: decided.committed, aborted: decided.aborted }))
     }
 
     async fn acknowledge_transactions(

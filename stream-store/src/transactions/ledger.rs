@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use weir_types::ids::{Epoch, ProducerId, TransactionId, TransactionNumber};
-use weir_types::store::{TransactionSpec, TransactionState};
+use weir_types::store::{FamilyDecision, TransactionSpec, TransactionState};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
 
@@ -27,6 +27,9 @@ pub(crate) struct Transaction {
     pub(crate) number: TransactionNumber,
     pub(crate) spec: TransactionSpec,
     pub(crate) state: TransactionState,
+    /// What it was prepared under, if its producer gave a mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mark: Option<u64>,
     pub(crate) began_at_ms: u64,
     /// When the lease runs out, while it is open. Not kept: after a restart everybody gets a full lease.
     #[serde(skip)]
@@ -46,6 +49,17 @@ pub(crate) struct Ledger {
 pub(crate) enum Step {
     Changed,
     Same,
+}
+
+/// What a decision about a family has to follow.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    /// Committed by it.
+    pub(crate) committed: Vec<TransactionNumber>,
+    /// Aborted by it.
+    pub(crate) aborted: Vec<TransactionNumber>,
+    /// Committed by it or by the same decision before: whoever decides so keeps no other record of them.
+    pub(crate) outcomes: Vec<TransactionId>,
 }
 
 impl Ledger {
@@ -94,7 +108,8 @@ impl Ledger {
         }
         let number = self.next;
         self.next = number.next();
-        self.known.push(Transaction { number, spec, state: TransactionState::Open, began_at_ms: now.0, deadline });
+        let (state, mark) = (TransactionState::Open, None);
+        self.known.push(Transaction { number, spec, state, mark, began_at_ms: now.0, deadline });
         Ok((number, Step::Changed))
     }
 
@@ -110,11 +125,12 @@ impl Ledger {
     }
 
     /// Ends the appends of a transaction; its lease ends with them.
-    pub(crate) fn prepare(&mut self, id: &TransactionId) -> Result<(TransactionNumber, Step)> {
+    pub(crate) fn prepare(&mut self, id: &TransactionId, mark: Option<u64>) -> Result<(TransactionNumber, Step)> {
         let known = self.must_know(id)?;
         match &known.state {
             TransactionState::Open => {
                 known.state = TransactionState::Prepared;
+                known.mark = mark;
                 known.deadline = None;
                 Ok((known.number, Step::Changed))
             }
@@ -162,6 +178,34 @@ impl Ledger {
         self.abort_open("a newer incarnation of its producer began", |known| {
             known.spec.epoch < epoch && covers(name, &known.spec.producer)
         })
+    }
+
+    /// Decides about a family; the committed ones that are due to be forgotten, those that were aborted.
+    pub(crate) fn decide(&mut self, decision: &FamilyDecision) -> (Decided, Step) {
+        let mut decided = Decided::default();
+        let mut step = Step::Same;
+        let FamilyDecision { family, commit, below } = decision;
+        for known in self.known.iter_mut().filter(|known| covers(family, &known.spec.producer)) {
+            let epoch = known.spec.epoch;
+            let is_covered = commit.is_some_and(|(of, up_to)| epoch == of && known.mark.is_some_and(|at| at <= up_to));
+            match &known.state {
+                TransactionState::Prepared if is_covered => {
+                    known.state = TransactionState::Committed;
+                    decided.committed.push(known.number);
+                    decided.outcomes.push(known.spec.id.clone());
+                    step = Step::Changed;
+                }
+                TransactionState::Committed if is_covered => decided.outcomes.push(known.spec.id.clone()),
+                TransactionState::Open | TransactionState::Prepared if below.is_some_and(|below| epoch < below) => {
+                    known.end("its job went on without it");
+                    decided.aborted.push(known.number);
+                    step = Step::Changed;
+                }
+                _ => {}
+            }
+        }
+        self.forget_old();
+        (decided, step)
     }
 
     /// Aborts what is open and was not renewed in time.

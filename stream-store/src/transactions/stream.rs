@@ -1,8 +1,9 @@
 //! What a stream does with its transactions: the steps that need the ledger and the partitions.
 
 use tracing::{info, warn};
+use weir_service::failpoint;
 use weir_types::ids::{Epoch, ProducerId, TransactionId, TransactionNumber};
-use weir_types::store::{TransactionInfo, TransactionSpec, TransactionState};
+use weir_types::store::{FamilyDecided, FamilyDecision, TransactionInfo, TransactionSpec, TransactionState};
 use weir_types::stream::{Offset, StreamCut};
 use weir_types::time::Millis;
 use weir_types::{Code, Error, Result};
@@ -30,11 +31,11 @@ impl StreamState {
     }
 
     /// Prepares; see [`crate::Store::prepare_transaction`].
-    pub(crate) fn prepare_transaction(&self, id: &TransactionId, ends: &StreamCut) -> Result<()> {
+    pub(crate) fn prepare_transaction(&self, id: &TransactionId, ends: &StreamCut, mark: Option<u64>) -> Result<()> {
         let _changing = self.transactions.changing.lock();
         let before = self.transactions.ledger.read().clone();
         let mut ledger = before.clone();
-        let (number, step) = ledger.prepare(id)?;
+        let (number, step) = ledger.prepare(id, mark)?;
         if step == Step::Same {
             return Ok(());
         }
@@ -45,7 +46,10 @@ impl StreamState {
         *self.transactions.ledger.write() = ledger.clone();
         let prepared = self.make_durable(id, number, ends).and_then(|()| self.transactions.write(&ledger));
         match &prepared {
-            Ok(()) => info!(stream = %self.name, transaction = %id, "transaction prepared"),
+            Ok(()) => {
+                info!(stream = %self.name, transaction = %id, "transaction prepared");
+                failpoint::reach("store.prepared");
+            }
             Err(_) => *self.transactions.ledger.write() = before,
         }
         prepared
@@ -102,6 +106,32 @@ impl StreamState {
         })?;
         info!(stream = %self.name, transactions = ?names(ids), reason, "transactions aborted");
         self.mark(numbers, false, now)
+    }
+
+    /// Decides about a family; see [`crate::Store::decide_family`].
+    pub(crate) fn decide_family(&self, decision: &FamilyDecision, now: Millis) -> Result<FamilyDecided> {
+        let family = &decision.family;
+        if let Some(below) = decision.below {
+            // Nothing of lower epochs is begun or prepared from here on.
+            self.fences.raise(family, below, now)?;
+            self.open_partitions().for_each(|partition| partition.settle());
+        }
+        let decided = self.transactions.change(|ledger| Ok(ledger.decide(decision)))?;
+        let done = FamilyDecided { committed: decided.committed.len() as u64, aborted: decided.aborted.len() as u64 };
+        if done != FamilyDecided::default() {
+            let FamilyDecided { committed, aborted } = done;
+            info!(stream = %self.name, %family, committed, aborted, "transactions of a family decided");
+            failpoint::reach("store.decided");
+        }
+        self.mark(decided.committed, true, now)?;
+        self.mark(decided.aborted, false, now)?;
+        if !decided.outcomes.is_empty()
+            && let Err(error) = self.acknowledge_transactions(&decided.outcomes, now)
+        {
+            // They are committed all the same, and remembered until the next decision.
+            warn!(stream = %self.name, %family, %error, "outcomes of transactions are not in every partition yet");
+        }
+        Ok(done)
     }
 
     fn mark(&self, numbers: Vec<TransactionNumber>, committed: bool, now: Millis) -> Result<()> {
@@ -206,12 +236,12 @@ impl StreamState {
     }
 
     fn describe_transaction(&self, known: Transaction) -> TransactionInfo {
-        let Transaction { number, spec, state, began_at_ms, deadline: _ } = known;
+        let Transaction { number, spec, state, mark, began_at_ms, deadline: _ } = known;
         let begins = self.open_partitions().filter_map(|partition| {
             let (undecided, _) = partition.undecided();
             Some((partition.id(), undecided.get(&number)?.first))
         });
-        TransactionInfo { spec, number, state, began_at_ms, begins: StreamCut(begins.collect()) }
+        TransactionInfo { spec, number, state, mark, began_at_ms, begins: StreamCut(begins.collect()) }
     }
 
     /// At opening: what a crash left to do. Whatever fails is tried again at every round of maintenance.

@@ -10,7 +10,7 @@ use weir_stream_store::frame::FrameHeader;
 use weir_stream_store::{RecordBlock, RecordBlockBuilder, Store, StoreConfig};
 use weir_types::Result;
 use weir_types::ids::{Epoch, PartitionId, ProducerId, TransactionId, TransactionNumber};
-use weir_types::store::{Isolation, ProducerStamp, StreamOptions, TransactionSpec, TransactionState};
+use weir_types::store::{FamilyDecision, Isolation, ProducerStamp, StreamOptions, TransactionSpec, TransactionState};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 
 pub(crate) const LEASE_MS: u64 = 10_000;
@@ -89,7 +89,24 @@ impl Stream {
     }
 
     pub(crate) async fn prepare(&self, transaction: &str) -> Result<()> {
-        self.store.prepare_transaction(&name(), id(transaction), StreamCut::default()).await
+        self.store.prepare_transaction(&name(), id(transaction), StreamCut::default(), None).await
+    }
+
+    pub(crate) async fn prepare_under(&self, transaction: &str, mark: u64) -> Result<()> {
+        self.store.prepare_transaction(&name(), id(transaction), StreamCut::default(), Some(mark)).await
+    }
+
+    /// How many were committed and how many aborted.
+    pub(crate) async fn decide(
+        &self,
+        family: &str,
+        commit: Option<(u64, u64)>,
+        below: Option<u64>,
+    ) -> Result<(u64, u64)> {
+        let commit = commit.map(|(epoch, mark)| (Epoch(epoch), mark));
+        let decision = FamilyDecision { family: producer(family), commit, below: below.map(Epoch) };
+        let decided = self.store.decide_family(&name(), decision).await?;
+        Ok((decided.committed, decided.aborted))
     }
 
     pub(crate) async fn commit(&self, transaction: &str) -> Result<()> {

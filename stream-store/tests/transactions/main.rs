@@ -2,6 +2,7 @@
 //! was not committed.
 
 #[cfg(test)]
+mod families;
 mod fixture;
 #[cfg(test)]
 mod model;

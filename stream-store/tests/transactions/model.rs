@@ -20,6 +20,7 @@ enum Op {
     Abort(usize),
     Acknowledge(usize),
     Fence,
+    Decide { epochs_back: u64, marks_back: u64, rolls_back: bool },
     Maintain,
     Reopen { kill: bool, lose_indexes: bool },
 }
@@ -36,6 +37,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0..SLOTS).prop_map(Op::Abort),
         1 => (0..SLOTS).prop_map(Op::Acknowledge),
         1 => Just(Op::Fence),
+        2 => (0..2_u64, 0..3_u64, any::<bool>())
+            .prop_map(|(epochs_back, marks_back, rolls_back)| Op::Decide { epochs_back, marks_back, rolls_back }),
         1 => Just(Op::Maintain),
         2 => (any::<bool>(), any::<bool>()).prop_map(|(kill, lose_indexes)| Op::Reopen { kill, lose_indexes }),
     ];
@@ -59,6 +62,9 @@ struct Model {
     logs: [Log; 2],
     /// All transactions there ever were: state, and whether the outcome was acknowledged.
     transactions: Vec<(Expected, bool)>,
+    /// The epoch of each, and what it was prepared under.
+    marks: Vec<(u64, Option<u64>)>,
+    next_mark: u64,
     /// The latest of each slot.
     latest: [Option<usize>; SLOTS],
     epoch: u64,
@@ -80,6 +86,31 @@ impl Model {
         self.logs[partition].iter().take_while(decided).filter(shown).map(|(value, _)| value.clone()).collect()
     }
 
+    async fn decide(&mut self, stream: &Stream, epochs_back: u64, marks_back: u64, rolls_back: bool) {
+        let (of, up_to) = (self.epoch.saturating_sub(epochs_back), self.next_mark.saturating_sub(marks_back));
+        self.epoch += u64::from(rolls_back);
+        let below = rolls_back.then_some(self.epoch);
+        let (mut committed, mut aborted) = (0, 0);
+        for (index, (state, acknowledged)) in self.transactions.iter_mut().enumerate() {
+            let (epoch, mark) = self.marks[index];
+            let is_covered = epoch == of && mark.is_some_and(|mark| mark <= up_to);
+            match state {
+                Expected::Prepared if is_covered => {
+                    committed += 1;
+                    (*state, *acknowledged) = (Expected::Committed, true);
+                }
+                Expected::Committed if is_covered => *acknowledged = true,
+                Expected::Open(_) | Expected::Prepared if rolls_back && epoch < self.epoch => {
+                    aborted += 1;
+                    *state = Expected::Aborted;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(stream.decide("job", Some((of, up_to)), below).await.unwrap(), (committed, aborted));
+        assert_eq!(stream.decide("job", Some((of, up_to)), below).await.unwrap(), (0, 0), "it was decided already");
+    }
+
     async fn apply(&mut self, stream: &mut Stream, op: Op) {
         match op {
             Op::Begin(slot) => {
@@ -89,6 +120,7 @@ impl Model {
                 let index = self.transactions.len();
                 let number = stream.begin(&format!("t{index}"), &format!("job.{slot}"), self.epoch).await;
                 self.transactions.push((Expected::Open(number), false));
+                self.marks.push((self.epoch, None));
                 self.latest[slot] = Some(index);
             }
             Op::Append { slot, partition, values } => {
@@ -113,9 +145,12 @@ impl Model {
                 let Some((index, state)) = self.of(slot).filter(|(index, _)| !self.transactions[*index].1) else {
                     return;
                 };
-                let prepared = stream.prepare(&format!("t{index}")).await;
+                let mark = self.next_mark;
+                self.next_mark += 1;
+                let prepared = stream.prepare_under(&format!("t{index}"), mark).await;
                 assert_eq!(prepared.is_ok(), state != Expected::Aborted);
                 if matches!(state, Expected::Open(_)) {
+                    self.marks[index].1 = Some(mark);
                     self.transactions[index].0 = Expected::Prepared;
                 }
             }
@@ -153,6 +188,9 @@ impl Model {
                         *state = Expected::Aborted;
                     }
                 }
+            }
+            Op::Decide { epochs_back, marks_back, rolls_back } => {
+                self.decide(stream, epochs_back, marks_back, rolls_back).await
             }
             Op::Maintain => stream.store.maintain().await.unwrap(),
             Op::Reopen { .. } => unreachable!("the caller opens stores"),

@@ -378,10 +378,10 @@ fn a_disk_that_fails_while_markers_are_written_changes_no_decision() {
         let store = Store::open_with(config(image.path()), Arc::new(SystemClock), disk.clone()).unwrap();
         let stream = Stream { store, sequences: BTreeMap::new() };
         let ends = cut(&[(0, 1), (1, 2)]);
-        let lost = stream.store.prepare_transaction(&name(), id("t"), ends).await.unwrap_err();
+        let lost = stream.store.prepare_transaction(&name(), id("t"), ends, None).await.unwrap_err();
         assert_eq!(lost.message, "records of transaction t are missing");
         assert_eq!(stream.state("t"), Some(TransactionState::Open));
-        stream.store.prepare_transaction(&name(), id("t"), cut(&[(0, 1), (1, 1)])).await.unwrap();
+        stream.store.prepare_transaction(&name(), id("t"), cut(&[(0, 1), (1, 1)]), None).await.unwrap();
         disk.full.store(true, Ordering::SeqCst);
         assert_eq!(stream.commit("t").await.unwrap_err().code, Code::ResourceExhausted);
         assert_eq!(stream.state("t"), Some(TransactionState::Committed));
