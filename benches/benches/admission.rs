@@ -77,6 +77,7 @@ fn new_job(number: u64) -> Command {
         plan: String::new(),
         sources: vec![],
         restore: None,
+        allow_duplicates: false,
     }))
 }
 

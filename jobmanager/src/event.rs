@@ -9,6 +9,7 @@ use weir_state::verify::Report;
 use weir_types::control::{FromTaskManager, Registration, ToTaskManager};
 use weir_types::deployment::{Placement, Restore, SplitAssignment};
 use weir_types::ids::{Attempt, JobId, RequestId, SnapshotId, TaskManagerId};
+use weir_types::output::Settlement;
 use weir_types::{Error, Result};
 
 use crate::import::Examined;
@@ -48,6 +49,10 @@ pub(crate) enum Event {
     Unrestorable { snapshot: Option<SnapshotId>, why: Unprepared, refused: RefusedRestore },
     /// All that an attempt needs was read.
     Prepared { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Prepared, Unprepared> },
+    /// A decision about a job's output was carried out, or could not be.
+    OutputSettled { job: JobId, duty: Settlement, settled: Result<()> },
+    /// What older attempts have left is settled, or could not be: a new one may be deployed.
+    RolledBack { job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Result<Box<Prepared>> },
     /// A step of a snapshot is done.
     Step { job: JobId, event: checkpoint::Event },
     /// The reader groups and pins have followed a completed snapshot, as far as they could.

@@ -18,6 +18,7 @@ mod import;
 mod leader;
 mod members;
 mod metadata;
+mod output;
 mod pins;
 mod planning;
 mod restore;

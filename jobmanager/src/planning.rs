@@ -13,6 +13,7 @@ use weir_sql::{PlanContext, Planned};
 use weir_stream_store::client::StoreClient;
 use weir_types::graph::JobGraph;
 use weir_types::ids::{JobId, RequestId};
+use weir_types::output::{CommittedSink, Place};
 use weir_types::restore::RestorePlan;
 use weir_types::{Code, Error, Result};
 
@@ -95,6 +96,7 @@ pub(crate) async fn new_job(
         plan: planned.explain,
         sources,
         restore: restoring.map(|restoring| restoring.record),
+        allow_duplicates: request.allow_duplicates,
     })
 }
 
@@ -122,11 +124,14 @@ fn judged(
     planned: &Planned,
     graph: &JobGraph,
 ) -> Restoring {
+    let sinks = CommittedSink::of(graph).into_iter().filter(|_| !request.allow_duplicates);
+    let places: Vec<Place> = sinks.map(|sink| sink.place).collect();
     let into = restore::Into {
         name: &graph.name,
         owner: &request.owner,
         namespace: &request.namespace,
         claim: planned.claim_mode,
+        places: &places,
     };
     node.read(|machine| restoring.judged(&machine.0, into))
 }

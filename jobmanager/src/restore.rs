@@ -11,6 +11,7 @@ use weir_state::schema::{held_tables, kept_tables};
 use weir_stream_store::client::StoreClient;
 use weir_types::graph::JobGraph;
 use weir_types::ids::OperatorUid;
+use weir_types::output::Place;
 use weir_types::quota::{QuotaLevel, or_default};
 use weir_types::restore::ClaimMode;
 use weir_types::snapshot::SourcePositions;
@@ -42,18 +43,21 @@ pub(crate) struct Into<'a> {
     pub(crate) owner: &'a str,
     pub(crate) namespace: &'a str,
     pub(crate) claim: ClaimMode,
+    /// Where its output must not repeat what is committed there.
+    pub(crate) places: &'a [Place],
 }
 
 impl Restoring {
     /// With what the catalogue and the quotas have to say to it. The log entry that creates the job is checked alike.
     pub(crate) fn judged(mut self, state: &State, into: Into<'_>) -> Self {
-        let Into { name, owner, namespace, claim } = into;
+        let Into { name, owner, namespace, claim, places } = into;
         let levels = QuotaLevel::of(&or_default(namespace.to_owned()), &or_default(owner.to_owned()), name);
         let entry = self.record.snapshot.as_ref().and_then(|snapshot| state.snapshots.get(snapshot));
         let bytes = entry.map_or(0, |entry| entry.bytes);
         self.record.claim = claim;
         self.terms.claim = claim;
         self.terms.refused.extend(state.check_restore(&self.record).err());
+        self.terms.refused.extend(state.check_repeated(&self.record, places).err());
         self.terms.quota = state.restore_needs(now(), &self.record, &levels, bytes);
         self
     }

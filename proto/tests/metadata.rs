@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message;
 use weir_coordination::checkpoint::{Contents, SubtaskShare, Trigger};
 use weir_coordination::metadata::{
-    Command, Completion, Deleter, Import, NewJob, Origin, PassedOver, ReaderGroup, Reserve, RestoreRecord,
+    Command, Completion, Deleter, Import, NewJob, Origin, Output, PassedOver, ReaderGroup, Reserve, RestoreRecord,
     SourceRecord, StartAttempt, State,
 };
 use weir_proto::convert::metadata::{decode_command, decode_reply, encode_command, encode_reply};
@@ -21,6 +21,7 @@ use weir_types::ids::{
     TaskManagerId,
 };
 use weir_types::job::{Followed, JobChange, JobFailure, JobState};
+use weir_types::output::{CommitMark, END_OF_INPUT, Settlement};
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::restore::ClaimMode;
 use weir_types::retention::{RetentionPolicy, Schedule};
@@ -47,6 +48,7 @@ fn split() -> SplitPosition {
 fn new_job(number: u32, request: Option<&str>, restore: Option<RestoreRecord>) -> Command {
     let options = JobOptions { checkpoints_retained: 2, ..JobOptions::default() };
     Command::CreateJob(Box::new(NewJob {
+        allow_duplicates: true,
         request: request.map(|id| RequestId::new(id).unwrap()),
         id: job(number),
         name: "clicks".into(),
@@ -128,6 +130,7 @@ fn complete(kind: SnapshotKind, number: u64, nonce: &str) -> Command {
         bytes: 10,
         rows: 2,
         manifest_bytes: 1,
+        has_output: true,
         shared: match kind {
             Checkpoint => vec![SharedFile { name: format!("{}+f", snapshot(kind, number)), bytes: 3 }],
             Savepoint => vec![],
@@ -271,6 +274,19 @@ fn a_failure_of_a_build_without_a_history_is_read() {
     let read = decode_state(&older.encode_to_vec()).unwrap();
     let failures = &read.jobs[&job(1)].failures;
     assert_eq!((failures.total, failures.last().map(|error| error.code)), (1, Some(Code::Io)));
+}
+
+#[test]
+fn decisions_about_output_survive_the_log_and_its_snapshots() {
+    let mut state = running();
+    let mark = CommitMark { attempt: Attempt(1), barrier: END_OF_INPUT };
+    let duty = Settlement { commit: Some(mark), below: Some(Attempt(2)) };
+    let discharged = Command::Discharged { job: job(1), duty };
+    assert_eq!(decode_command(&encode_command(Millis(3), &discharged)).unwrap(), (Millis(3), discharged));
+    let record = state.jobs.get_mut(&job(1)).unwrap();
+    record.output = Output { committed: Some(mark), duty: Some(duty), ending: Some(JobChange::EndStopped) };
+    record.allow_duplicates = false;
+    assert_eq!(decode_state(&encode_state(&state)).unwrap(), state);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_dataflow::metrics::SubtaskMetrics;
 use weir_dataflow::subtask::{Control, Outcome, SubtaskEvent};
+use weir_service::failpoint;
 use weir_types::control::{
     CancelAttempt, FinishAttempt, FromTaskManager, Grant, SnapshotDeclined, SnapshotOutcome, SubtaskProgress,
     SubtaskStatus, ToTaskManager, TriggerBarrier,
@@ -330,7 +331,11 @@ impl Tasks {
             TaskEvent::Running(id) => (id, SubtaskState::Running),
             TaskEvent::Ended(id, outcome) => {
                 let state = match outcome {
-                    Ok(Outcome::Finished) => SubtaskState::Finished,
+                    Ok(Outcome::Finished) => {
+                        // Its output is durable, and nobody knows.
+                        failpoint::reach("subtask.finished");
+                        SubtaskState::Finished
+                    }
                     Ok(Outcome::Cancelled) => SubtaskState::Cancelled,
                     Err(error) => SubtaskState::Failed(error),
                 };
@@ -352,6 +357,10 @@ impl Tasks {
                 tracing::debug!(subtask = %snapshot.subtask, snapshot = %snapshot.snapshot,
                     busy_percent = load.map(|load| load.busy_percent),
                     backpressured_percent = load.map(|load| load.backpressured_percent), "snapshot acknowledged");
+                if snapshot.operators.iter().any(|operator| operator.prepared.is_some()) {
+                    // Prepared, and nobody knows.
+                    failpoint::reach("sink.prepared");
+                }
                 vec![FromTaskManager::SnapshotAcked(snapshot)]
             }
             SubtaskEvent::SnapshotDeclined(declined) => {

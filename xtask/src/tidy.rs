@@ -24,7 +24,7 @@ const LEFTOVERS: [(&str, &str); 6] = [
 /// Which of the workspace's own crates each one may link. Lower layers first; binaries never link each other.
 const MAY_LINK: [(&str, &[&str]); 20] = [
     ("weir-types", &[]),
-    ("weir-durable", &[]),
+    ("weir-durable", &["weir-types"]),
     ("weir-coordination", &["weir-types"]),
     ("weir-replication", &["weir-types", "weir-durable"]),
     ("weir-functions", &["weir-types"]),

@@ -231,6 +231,9 @@ pub(crate) struct RunArgs {
     /// Drop state of the snapshot that no operator of the script takes
     #[arg(short = 'n', long)]
     pub allow_non_restored_state: bool,
+    /// Let the job write again what is committed already to the same stream or directory: now, and whenever it falls back
+    #[arg(long)]
+    pub allow_duplicates: bool,
     /// Whose the snapshot is afterwards: its own (no-claim), or the job's, which deletes it once it is superseded (claim);
     /// stronger than the script's execution.state-recovery.claim-mode
     #[arg(long, alias = "claimMode", value_name = "claim|no-claim", requires = "from_savepoint")]

@@ -21,6 +21,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<()> {
     let mut request = request(global, &args.script, &args.plan)?;
     request.restore_from = args.from_savepoint.map(snapshots::local_path).transpose()?;
     request.allow_non_restored_state = args.allow_non_restored_state;
+    request.allow_duplicates = args.allow_duplicates;
     if let Some(mode) = args.claim_mode {
         request.options.insert("execution.state-recovery.claim-mode".to_owned(), mode);
     }

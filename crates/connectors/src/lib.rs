@@ -7,7 +7,6 @@ mod blackhole;
 mod changes;
 mod filesystem;
 mod format;
-mod names;
 pub mod nexmark;
 mod print;
 mod stream_store;

@@ -14,6 +14,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Timelike};
 use weir_dataflow::element::Batch;
 use weir_dataflow::sink::{Prepared, Sink, SinkContext};
+use weir_types::ids::BarrierId;
+use weir_types::output::END_OF_INPUT;
 use weir_types::snapshot::Barrier;
 use weir_types::{Error, Result};
 
@@ -30,11 +32,14 @@ struct StandardOutput;
 
 impl BlockingOutput for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        std::io::stdout().write_all(bytes).map_err(|error| Error::io("cannot write to standard output", &error))
+        let mut output = std::io::stdout();
+        // What was printed is seen at once, not at the next checkpoint.
+        let written = output.write_all(bytes).and_then(|()| output.flush());
+        written.map_err(|error| Error::io("cannot write to standard output", &error))
     }
 
-    fn commit(&mut self) -> Result<()> {
-        std::io::stdout().flush().map_err(|error| Error::io("cannot write to standard output", &error))
+    fn prepare(&mut self, _at: BarrierId) -> Result<Option<Vec<u8>>> {
+        Ok(None)
     }
 }
 
@@ -62,23 +67,19 @@ impl Sink for PrintSink {
     fn write(&mut self, batch: &Batch) -> Result<()> {
         let text = render(&self.prefix, batch)?.into_bytes();
         let bytes = text.len();
-        self.writer.write(text, bytes)?;
-        // What was printed is seen at once, not at the next checkpoint.
-        drop(self.writer.commit());
-        Ok(())
+        self.writer.write(text, bytes)
     }
 
     async fn ready(&mut self) -> Result<()> {
         self.writer.ready().await
     }
 
-    fn prepare(&mut self, _barrier: &Barrier) -> Result<Prepared> {
-        let commit = self.writer.commit();
-        Ok(Box::pin(async move { commit.await.map(|()| None) }))
+    fn prepare(&mut self, barrier: &Barrier) -> Result<Prepared> {
+        Ok(Box::pin(self.writer.prepare(barrier.id)))
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.writer.commit().await
+        self.writer.prepare(END_OF_INPUT).await.map(drop)
     }
 }
 

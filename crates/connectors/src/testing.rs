@@ -13,7 +13,7 @@ use weir_dataflow::source::{Source, SourceContext, SourceEvent};
 use weir_types::Result;
 use weir_types::connector::ConnectorKind;
 use weir_types::graph::{ConnectorSpec, SinkSpec, SourceSpec};
-use weir_types::ids::{BarrierId, SnapshotId};
+use weir_types::ids::{BarrierId, JobId, SnapshotId};
 use weir_types::snapshot::{Barrier, SnapshotKind, SplitPosition, StopMode};
 
 use crate::Connectors;
@@ -99,7 +99,7 @@ impl Table {
             schema: Arc::clone(&self.schema),
             io: tokio::runtime::Handle::current(),
             store_address: self.store_address.clone(),
-            job: "job0".to_owned(),
+            job: JobId::new("job0").unwrap(),
             uid: "sink/1 ä".to_owned(),
             subtask,
             parallelism: 2,

@@ -1,6 +1,6 @@
 //! A queue between a sink on the compute thread and its output on the io runtime.
 //!
-//! What a sink queues is written in order; a commit covers everything queued before it. The queue is bounded by
+//! What a sink queues is written in order; a preparation covers everything queued before it. The queue is bounded by
 //! [`Writer::ready`], which waits until the output has started, and while more than [`QUEUED_BYTES_MAX`] are in it: a chain asks before every step, so that
 //! at most one step's output comes on top. Dropping the writer stops the output where it is: a cancelled attempt writes
 //! nothing more.
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
+use weir_types::ids::BarrierId;
 use weir_types::{Error, Result};
 
 /// Bytes that may wait to be written.
@@ -30,8 +31,11 @@ pub(crate) trait Output: Send + 'static {
     /// Writes one piece.
     async fn write(&mut self, piece: Self::Piece) -> Result<()>;
 
-    /// Makes everything written so far durable, and visible to others.
-    async fn commit(&mut self) -> Result<()>;
+    /// Makes everything written so far durable under the number of a barrier; what the snapshot must remember of it.
+    async fn prepare(&mut self, at: BarrierId) -> Result<Option<Vec<u8>>>;
+
+    /// The snapshot of this barrier is complete: what was prepared until then is committed by others.
+    fn committed(&mut self, _at: BarrierId) {}
 }
 
 /// Where bytes go by calls that block.
@@ -44,8 +48,11 @@ pub(crate) trait BlockingOutput: Send + 'static {
     /// Writes bytes; what one call brings (whole lines) is never torn between two files.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Makes everything written so far durable, and visible to others.
-    fn commit(&mut self) -> Result<()>;
+    /// Makes everything written so far durable under the number of a barrier; what the snapshot must remember of it.
+    fn prepare(&mut self, at: BarrierId) -> Result<Option<Vec<u8>>>;
+
+    /// The snapshot of this barrier is complete: what was prepared until then is committed by others. Must not block.
+    fn committed(&mut self, _at: BarrierId) {}
 }
 
 /// Makes the calls of a [`BlockingOutput`] on blocking threads. It is away while a call is under way.
@@ -56,7 +63,7 @@ impl<O: BlockingOutput> Blocking<O> {
         Self(Some(output))
     }
 
-    async fn call(&mut self, work: impl FnOnce(&mut O) -> Result<()> + Send + 'static) -> Result<()> {
+    async fn call<T: Send + 'static>(&mut self, work: impl FnOnce(&mut O) -> Result<T> + Send + 'static) -> Result<T> {
         let Some(mut output) = self.0.take() else {
             return Err(Error::internal("an earlier write did not come back"));
         };
@@ -83,14 +90,21 @@ impl<O: BlockingOutput> Output for Blocking<O> {
         self.call(move |output| output.write(&piece)).await
     }
 
-    async fn commit(&mut self) -> Result<()> {
-        self.call(O::commit).await
+    async fn prepare(&mut self, at: BarrierId) -> Result<Option<Vec<u8>>> {
+        self.call(move |output| output.prepare(at)).await
+    }
+
+    fn committed(&mut self, at: BarrierId) {
+        if let Some(output) = &mut self.0 {
+            output.committed(at);
+        }
     }
 }
 
 enum Command<P> {
     Write { piece: P, bytes: usize },
-    Commit(oneshot::Sender<Result<()>>),
+    Prepare(BarrierId, oneshot::Sender<Result<Option<Vec<u8>>>>),
+    Committed(BarrierId),
 }
 
 #[derive(Default)]
@@ -150,17 +164,23 @@ impl<P: Send + 'static> Writer<P> {
         }
     }
 
-    /// Queues a commit; the future resolves when it is done.
-    pub(crate) fn commit(&self) -> impl Future<Output = Result<()>> + Send + use<P> {
+    /// Queues a preparation; the future resolves when it is done.
+    pub(crate) fn prepare(&self, at: BarrierId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send + use<P> {
         let (done, outcome) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
-        let sent = self.commands.send(Command::Commit(done)).is_ok();
+        let sent = self.commands.send(Command::Prepare(at, done)).is_ok();
         async move {
             match outcome.await {
                 Ok(result) if sent => result,
                 _ => Err(failure(&shared)),
             }
         }
+    }
+
+    /// Queues the notice that a snapshot is complete.
+    pub(crate) fn committed(&self, at: BarrierId) {
+        // An output that has stopped has nothing to remember.
+        let _stopped = self.commands.send(Command::Committed(at));
     }
 
     fn check(&self) -> Result<()> {
@@ -196,12 +216,13 @@ async fn drive<P>(
                 shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
                 shared.room.notify_one();
             }
-            Command::Commit(done) => {
-                let result = output.commit().await;
-                // Nobody waits for a commit of a subtask that was cancelled meanwhile.
+            Command::Prepare(at, done) => {
+                let result = output.prepare(at).await;
+                // Nobody waits for a preparation of a subtask that was cancelled meanwhile.
                 let _ = done.send(result.clone());
                 result?;
             }
+            Command::Committed(at) => output.committed(at),
         }
     }
     Ok(())
@@ -231,8 +252,8 @@ mod tests {
             Ok(())
         }
 
-        async fn commit(&mut self) -> Result<()> {
-            Ok(())
+        async fn prepare(&mut self, _at: BarrierId) -> Result<Option<Vec<u8>>> {
+            Ok(None)
         }
     }
 
@@ -260,8 +281,8 @@ mod tests {
             Ok(())
         }
 
-        async fn commit(&mut self) -> Result<()> {
-            Ok(())
+        async fn prepare(&mut self, _at: BarrierId) -> Result<Option<Vec<u8>>> {
+            Ok(None)
         }
     }
 
@@ -276,7 +297,7 @@ mod tests {
         assert!(futures::poll!(&mut ready).is_pending());
         open.send(Ok(())).await.unwrap();
         ready.await.unwrap();
-        writer.commit().await.unwrap();
+        writer.prepare(BarrierId(1)).await.unwrap();
         assert_eq!(written.load(Ordering::SeqCst), 7);
     }
 
@@ -286,8 +307,8 @@ mod tests {
         let writer = Writer::new(&Handle::current(), Gated { gate, written: Arc::default() });
         writer.write(1, 1).unwrap();
         open.send(Err(Error::internal("disk on fire"))).await.unwrap();
-        let commit = writer.commit();
-        assert_eq!(commit.await.unwrap_err().message, "disk on fire");
+        let prepared = writer.prepare(BarrierId(1));
+        assert_eq!(prepared.await.unwrap_err().message, "disk on fire");
         assert_eq!(writer.ready().await.unwrap_err().message, "disk on fire");
         assert_eq!(writer.write(1, 1).unwrap_err().message, "disk on fire");
     }

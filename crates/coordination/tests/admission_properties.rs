@@ -155,6 +155,7 @@ fn create(index: usize, (name, namespace, owner): Account, restore: Option<Resto
         plan: String::new(),
         sources: vec![],
         restore,
+        allow_duplicates: false,
     }))
 }
 

@@ -74,6 +74,7 @@ fn create(words: &[&str]) -> Command {
     });
     let retained = number(words, "retained").unwrap_or(1) as u32;
     Command::CreateJob(Box::new(NewJob {
+        allow_duplicates: false,
         request: None,
         id: job(words[0]),
         name: value(words, "name").unwrap_or(words[0]).to_owned(),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use weir_state::Since;
 use weir_state::memory::Memory;
 use weir_types::graph::Output;
-use weir_types::ids::OperatorUid;
+use weir_types::ids::{BarrierId, OperatorUid};
 use weir_types::snapshot::{Barrier, SplitPosition};
 use weir_types::{Error, Result};
 
@@ -305,6 +305,15 @@ impl OperatorChain {
             sink.finish().await.map_err(|error| named(name, error))?;
         }
         self.outputs.end(Instant::now())
+    }
+
+    /// The snapshot of this barrier is complete: what sinks have prepared until then is decided.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn committed(&mut self, barrier: BarrierId) -> Result<()> {
+        self.sinks()?.into_iter().for_each(|(_, sink)| sink.committed(barrier));
+        Ok(())
     }
 
     fn sinks(&mut self) -> Result<Vec<(&str, &mut Box<dyn Sink>)>> {

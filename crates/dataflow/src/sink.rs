@@ -7,6 +7,7 @@ use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use weir_types::Result;
 use weir_types::graph::SinkSpec;
+use weir_types::ids::{BarrierId, JobId};
 use weir_types::snapshot::Barrier;
 
 use crate::element::Batch;
@@ -23,7 +24,7 @@ pub struct SinkContext {
     /// Address of the stream store.
     pub store_address: String,
     /// The job, for names that must not clash with another job's.
-    pub job: String,
+    pub job: JobId,
     /// The sink operator's uid.
     pub uid: String,
     /// Which subtask …
@@ -53,13 +54,17 @@ pub trait Sink {
     async fn ready(&mut self) -> Result<()>;
 
     /// The barrier has come: starts making everything written so far durable. The returned future is awaited beside
-    /// further processing.
+    /// further processing. Output that is committed with snapshots is not visible to others by that: it waits until the
+    /// snapshot, or a later one of the same attempt, is complete; then the JobManager commits it.
     ///
     /// # Errors
     /// If the sink cannot go on.
     fn prepare(&mut self, barrier: &Barrier) -> Result<Prepared>;
 
-    /// All input has ended: makes everything durable.
+    /// The snapshot of this barrier is complete, and what was prepared until then is decided. The notice may be lost.
+    fn committed(&mut self, _barrier: BarrierId) {}
+
+    /// All input has ended: makes everything durable, under [`END_OF_INPUT`](weir_types::output::END_OF_INPUT).
     ///
     /// # Errors
     /// If that fails.

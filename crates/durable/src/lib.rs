@@ -3,6 +3,8 @@
 //! On Linux a file's name is an entry of its directory: it is durable only once the directory is fsynced, and that
 //! directory only once its own parent is (see fsync(2)). Everything here keeps that order. All of it blocks.
 
+pub mod parts;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;

@@ -135,9 +135,12 @@ pub fn status(code: Code) -> StatusCode {
     match code {
         Code::InvalidArgument | Code::InvalidSql | Code::MalformedRecord => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::AlreadyExists | Code::FailedPrecondition | Code::Fenced | Code::SequenceGap | Code::GroupInUse => {
-            StatusCode::CONFLICT
-        }
+        Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Fenced
+        | Code::SequenceGap
+        | Code::GroupInUse
+        | Code::DuplicateOutput => StatusCode::CONFLICT,
         Code::OffsetTruncated | Code::Unrestorable => StatusCode::GONE,
         Code::QuotaExceeded | Code::GroupLimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         Code::Unsupported => StatusCode::NOT_IMPLEMENTED,

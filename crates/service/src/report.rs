@@ -30,6 +30,7 @@ pub fn exit_code(code: Code) -> u8 {
         Code::Corrupt => 19,
         Code::Io => 20,
         Code::Unrestorable => 21,
+        Code::DuplicateOutput => 23,
         Code::NotLeader => 22,
         _ => 1,
     }

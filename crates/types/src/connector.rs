@@ -181,6 +181,12 @@ const STREAM_STORE: Descriptor = Descriptor {
             OptionKind::Integer,
             "sink: create the stream with so many partitions if it does not exist; default 1",
         ),
+        option(
+            crate::output::DELIVERY_GUARANTEE,
+            OptionKind::Choice(&[crate::output::EXACTLY_ONCE, crate::output::AT_LEAST_ONCE]),
+            "sink: `exactly-once` commits rows with checkpoints; `at-least-once` shows them at once, and again after a \
+             failure; default at-least-once",
+        ),
         JSON_ON_ERROR,
         LATE_ROWS,
     ],

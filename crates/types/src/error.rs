@@ -60,6 +60,8 @@ pub enum Code {
     Corrupt,
     /// A snapshot cannot be restored any more, or none that a job could go on from is left.
     Unrestorable,
+    /// Output that is committed already would be written to the same place again.
+    DuplicateOutput,
     /// The operating system refused an I/O operation.
     Io,
     /// A broken invariant of Weir's own.
@@ -68,7 +70,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Code; 22] = [
+    pub const ALL: [Code; 23] = [
         Code::InvalidArgument,
         Code::InvalidSql,
         Code::Unsupported,
@@ -89,6 +91,7 @@ impl Code {
         Code::Cancelled,
         Code::Corrupt,
         Code::Unrestorable,
+        Code::DuplicateOutput,
         Code::Io,
         Code::Internal,
     ];
@@ -116,6 +119,7 @@ impl Code {
             Code::Cancelled => "CANCELLED",
             Code::Corrupt => "CORRUPT",
             Code::Unrestorable => "UNRESTORABLE",
+            Code::DuplicateOutput => "DUPLICATE_OUTPUT",
             Code::Io => "IO",
             Code::Internal => "INTERNAL",
         }

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod job;
 pub mod key_range;
 pub mod options;
+pub mod output;
 pub mod quota;
 pub mod restart;
 pub mod restore;

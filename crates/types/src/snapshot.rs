@@ -300,7 +300,7 @@ pub struct OperatorSnapshot {
     pub files: Vec<StateFile>,
     /// For a source: the positions of the splits that this subtask owns.
     pub splits: Vec<SplitPosition>,
-    /// For a sink: what it prepared at the barrier and commits on completion; opaque to everybody else.
+    /// For a sink: that it has prepared output which this snapshot's completion commits. What the bytes say is for people.
     pub prepared: Option<Vec<u8>>,
 }
 

@@ -7,6 +7,7 @@ mod chaos;
 mod claims;
 mod command_line;
 mod deleted_streams;
+mod exactly_once;
 mod explain;
 mod failures;
 mod fallback;

@@ -174,7 +174,14 @@ impl Leader {
             return self.schedule(scheduler::Event::Broken(job, attempt, error));
         }
         self.touch(&job);
-        // It may have been cancelled, or broken, while it was being committed.
+        if self.record(&job).is_none_or(|record| record.committed_sinks().is_empty()) {
+            return self.deploy(job, attempt, placements, prepared);
+        }
+        self.roll_back(job, attempt, placements, prepared);
+    }
+
+    /// Sends an attempt to its TaskManagers, unless it was cancelled, or broken, meanwhile.
+    pub(super) fn deploy(&mut self, job: JobId, attempt: Attempt, placements: Vec<Placement>, prepared: Prepared) {
         let task_managers = self.scheduler.task_managers_of(&job);
         if self.scheduler.attempt(&job) != Some(attempt) || task_managers.is_empty() {
             return;

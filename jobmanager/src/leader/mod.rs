@@ -7,6 +7,7 @@
 
 mod attempts;
 mod catalogue;
+mod duties;
 mod explain;
 mod fallback;
 mod grants;
@@ -97,6 +98,8 @@ enum Then {
     Settled(SnapshotId),
     /// A job cannot go on from a snapshot: it goes on from another one.
     Condemned(JobId),
+    /// What was decided about a job's output has been carried out.
+    Discharged(JobId),
     /// What a verification has found is entered.
     Verified(SnapshotId, Result<Box<Report>>),
     /// A savepoint of another cluster may be copied, or not.
@@ -185,6 +188,8 @@ pub(crate) struct Leader {
     /// Jobs whose scheduled savepoint was asked for: which one, by the time since which it is awaited, and when it is asked
     /// for again if nothing came of it.
     scheduled: BTreeMap<JobId, (Millis, Millis)>,
+    /// Jobs whose output is being settled, or when that is tried again.
+    duties: BTreeMap<JobId, Option<Millis>>,
     /// Who waits for the verification of which snapshot; one of them is read at a time.
     verifying: BTreeMap<SnapshotId, Vec<Answer<pb::VerifySnapshotReply>>>,
     verification: Arc<Semaphore>,
@@ -254,6 +259,10 @@ impl Leader {
             Event::Prepared { job, attempt, placements, prepared } => {
                 self.on_prepared(job, attempt, placements, prepared);
             }
+            Event::OutputSettled { job, duty, settled } => self.on_output_settled(job, duty, settled),
+            Event::RolledBack { job, attempt, placements, prepared } => {
+                self.on_rolled_back(job, attempt, placements, prepared);
+            }
             Event::Step { job, event } => self.coordinate(&job, event),
             Event::Kept(snapshot) => self.on_kept(snapshot),
             Event::Deletable { snapshot, command, to } => self.on_deletable(snapshot, command, to),
@@ -296,6 +305,7 @@ impl Leader {
         self.sweep_due(now);
         self.release_due(now);
         self.expire_imports(now);
+        self.discharge_due(now);
         let again: Vec<_> = self.removals.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for snapshot in again {
             self.remove_snapshot(snapshot);
@@ -309,6 +319,7 @@ impl Leader {
             .chain(self.jobs.values().filter_map(|job| job.coordinator.next_deadline()))
             .chain(self.removals.values().copied())
             .chain(self.releases.values().copied().flatten())
+            .chain(self.duties.values().copied().flatten())
             .chain(self.unsettled.values().copied().flatten())
             .chain(self.next_sweep())
             .chain(self.next_import_deadline())
@@ -382,6 +393,7 @@ impl Leader {
             Then::PolicySet(level, to) => self.on_policy_set(&level, reply, to),
             Then::PolicyRemoved(policy, to) => answer(to, reply.map(|_| *policy)),
             Then::Enforced => self.on_enforced(reply),
+            Then::Discharged(job) => self.on_discharged(&job, reply),
             Then::Condemned(job) => self.on_condemned(&job, reply),
             Then::Verified(snapshot, report) => self.on_verification_committed(&snapshot, report, reply),
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use weir_coordination::checkpoint::{self, Contents, Reservation, Trigger};
 use weir_coordination::liveness::Liveness;
-use weir_coordination::metadata::{Command, Completion, Reply, SnapshotEntry, State};
+use weir_coordination::metadata::{Command, Completion, JobRecord, Reply, SnapshotEntry, State};
 use weir_coordination::scheduler::{self, Config as SchedulerConfig, Recovered, Scheduler};
 use weir_proto::convert::metadata::{decode_reply, encode_command};
 use weir_replication::Node;
@@ -103,6 +103,7 @@ impl Leader {
             evictions: BTreeMap::new(),
             enforcing: false,
             scheduled: BTreeMap::new(),
+            duties: BTreeMap::new(),
             verifying: BTreeMap::new(),
             verification: Arc::new(Semaphore::new(1)),
             node,
@@ -115,6 +116,7 @@ impl Leader {
         let deleting: Vec<SnapshotId> = leader.entries(SnapshotState::Deleting).into_iter().map(|e| e.id).collect();
         deleting.into_iter().for_each(|snapshot| leader.remove_snapshot(snapshot));
         leader.release_all_shared();
+        leader.discharge_all();
         Ok(leader)
     }
 
@@ -191,6 +193,7 @@ impl Leader {
     pub(super) fn on_settlement_committed(&mut self, snapshot: &SnapshotId, reply: Reply) {
         self.unsettled.remove(snapshot);
         let Some(entry) = self.state(|state| state.snapshots.get(snapshot).cloned()) else { return };
+        self.discharge(&entry.job);
         match reply {
             Ok(applied) => {
                 for retired in applied.retired {
@@ -224,7 +227,9 @@ impl Leader {
     /// Goes on with a job that has not ended: with the attempt that runs, if it does, and with its snapshot in flight.
     fn resume_job(&mut self, job: &JobId) {
         let found = self.state(|state| {
-            let job = state.jobs.get(job).filter(|job| !job.state.is_terminal())?;
+            // One that only waits for its output to be committed has nothing left to run.
+            let goes_on = |job: &&JobRecord| !job.state.is_terminal() && job.output.ending.is_none();
+            let job = state.jobs.get(job).filter(goes_on)?;
             Some(Recovered {
                 state: job.state,
                 attempt: job.attempt,

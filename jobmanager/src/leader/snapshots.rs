@@ -83,7 +83,7 @@ impl Leader {
         }
     }
 
-    fn record(&self, job: &JobId) -> Option<JobRecord> {
+    pub(super) fn record(&self, job: &JobId) -> Option<JobRecord> {
         self.state(|state| state.jobs.get(job).cloned())
     }
 
@@ -300,6 +300,7 @@ impl Leader {
         }
         if let Some(job) = applied.job {
             self.touch(&job);
+            self.discharge(&job);
             self.release_ended(&job);
         }
     }

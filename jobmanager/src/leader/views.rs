@@ -116,7 +116,11 @@ impl Leader {
                     .map(|entry| self.view(state, entry))
                     .collect(),
                 plan: record.plan.clone(),
-                waiting_for: self.scheduler.waiting_for(now(), job),
+                waiting_for: if record.output.ending.is_some() {
+                    vec!["its output to be committed".to_owned()]
+                } else {
+                    self.scheduler.waiting_for(now(), job)
+                },
                 fallback: record.fallback.as_ref().map(Into::into),
                 failures: failures_view(record, &chains),
                 failures_total: record.failures.total,

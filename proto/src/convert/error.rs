@@ -35,7 +35,7 @@ fn grpc_code(code: Code) -> GrpcCode {
         Code::Unsupported => GrpcCode::Unimplemented,
         Code::NotFound => GrpcCode::NotFound,
         Code::AlreadyExists => GrpcCode::AlreadyExists,
-        Code::FailedPrecondition | Code::GroupInUse => GrpcCode::FailedPrecondition,
+        Code::FailedPrecondition | Code::GroupInUse | Code::DuplicateOutput => GrpcCode::FailedPrecondition,
         Code::Fenced => GrpcCode::Aborted,
         Code::OffsetTruncated | Code::SequenceGap => GrpcCode::OutOfRange,
         Code::QuotaExceeded | Code::GroupLimitExceeded | Code::ResourceExhausted => GrpcCode::ResourceExhausted,

@@ -55,6 +55,9 @@ pub fn encode_command(now: Millis, command: &Command) -> Vec<u8> {
             job: job.to_string(),
             parallelism: parallelism.get(),
         }),
+        Command::Discharged { job, duty } => {
+            Wire::Discharged(pb::Discharged { job: job.to_string(), duty: Some((*duty).into()) })
+        }
         Command::Reserve(reserve) => Wire::Reserve(reserve.as_ref().into()),
         Command::Import(import) => Wire::Import(import.as_ref().into()),
         Command::Complete(completion) => Wire::Complete(completion.as_ref().into()),
@@ -128,6 +131,9 @@ pub fn decode_command(bytes: &[u8]) -> Result<(Millis, Command)> {
             job: JobId::new(job)?,
             parallelism: Parallelism::new(parallelism)?,
         },
+        Wire::Discharged(pb::Discharged { job, duty }) => {
+            Command::Discharged { job: JobId::new(job)?, duty: required("duty", duty)?.into() }
+        }
         Wire::Reserve(reserve) => Command::Reserve(Box::new(reserve.try_into()?)),
         Wire::Import(import) => Command::Import(Box::new(import.try_into()?)),
         Wire::Complete(complete) => Command::Complete(Box::new(complete.try_into()?)),
@@ -220,7 +226,7 @@ impl TryFrom<pb::Reply> for Answer {
 
 impl From<&NewJob> for pb::NewJob {
     fn from(job: &NewJob) -> Self {
-        let NewJob { request, id, name, sql, owner, namespace, graph, plan, sources, restore } = job;
+        let NewJob { request, id, name, sql, owner, namespace, graph, plan, sources, restore, allow_duplicates } = job;
         Self {
             request: optional(request.as_ref()),
             id: id.to_string(),
@@ -232,6 +238,7 @@ impl From<&NewJob> for pb::NewJob {
             plan: plan.clone(),
             sources: sources.iter().map(Into::into).collect(),
             restore: restore.as_ref().map(Into::into),
+            allow_duplicates: *allow_duplicates,
         }
     }
 }
@@ -240,7 +247,8 @@ impl TryFrom<pb::NewJob> for NewJob {
     type Error = Error;
 
     fn try_from(job: pb::NewJob) -> Result<Self> {
-        let pb::NewJob { request, id, name, sql, owner, namespace, graph, plan, sources, restore } = job;
+        let pb::NewJob { request, id, name, sql, owner, namespace, graph, plan, sources, restore, allow_duplicates } =
+            job;
         Ok(Self {
             request: request_from_pb(request)?,
             id: JobId::new(id)?,
@@ -252,6 +260,7 @@ impl TryFrom<pb::NewJob> for NewJob {
             plan,
             sources: all(sources)?,
             restore: restore.map(TryInto::try_into).transpose()?,
+            allow_duplicates,
         })
     }
 }
@@ -440,7 +449,7 @@ impl TryFrom<pb::Reserve> for Reserve {
 impl From<&Completion> for pb::Complete {
     fn from(completion: &Completion) -> Self {
         let Completion { snapshot, nonce, contents } = completion;
-        let Contents { operators: _, sources, shares, bytes, rows, manifest_bytes, shared } = contents;
+        let Contents { operators: _, sources, shares, bytes, rows, manifest_bytes, has_output, shared } = contents;
         Self {
             snapshot: snapshot.to_string(),
             nonce: nonce.0.clone(),
@@ -450,6 +459,7 @@ impl From<&Completion> for pb::Complete {
             sources: sources.iter().map(Into::into).collect(),
             manifest_bytes: *manifest_bytes,
             shared: shared.iter().map(Into::into).collect(),
+            has_output: *has_output,
         }
     }
 }
@@ -458,7 +468,8 @@ impl TryFrom<pb::Complete> for Completion {
     type Error = Error;
 
     fn try_from(complete: pb::Complete) -> Result<Self> {
-        let pb::Complete { snapshot, nonce, bytes, rows, shares, sources, manifest_bytes, shared } = complete;
+        let pb::Complete { snapshot, nonce, bytes, rows, shares, sources, manifest_bytes, shared, has_output } =
+            complete;
         let contents = Contents {
             operators: Vec::new(),
             sources: sources.into_iter().map(Into::into).collect(),
@@ -466,6 +477,7 @@ impl TryFrom<pb::Complete> for Completion {
             bytes,
             rows,
             manifest_bytes,
+            has_output,
             shared: shared.into_iter().map(Into::into).collect(),
         };
         Ok(Self { snapshot: SnapshotId::new(snapshot)?, nonce: Nonce(nonce), contents })
@@ -526,7 +538,7 @@ fn trigger_from_pb(trigger: i32) -> Result<Trigger> {
     })
 }
 
-fn change_to_pb(change: JobChange) -> pb::JobChange {
+pub(super) fn change_to_pb(change: JobChange) -> pb::JobChange {
     match change {
         JobChange::Deploy => pb::JobChange::Deploy,
         JobChange::Run => pb::JobChange::Run,
@@ -540,7 +552,7 @@ fn change_to_pb(change: JobChange) -> pb::JobChange {
     }
 }
 
-fn change_from_pb(change: i32) -> Result<JobChange> {
+pub(super) fn change_from_pb(change: i32) -> Result<JobChange> {
     Ok(match pb::JobChange::try_from(change) {
         Ok(pb::JobChange::Deploy) => JobChange::Deploy,
         Ok(pb::JobChange::Run) => JobChange::Run,

@@ -9,6 +9,7 @@ use weir_types::time::Millis;
 use weir_types::{Error, Result};
 
 use super::metadata::{Answer, VERSION, check_version, decode, nonempty, optional};
+use super::metadata_output::{output_from_pb, output_to_pb};
 use super::metadata_quota::{quota_defaults, quotas_from_pb, quotas_to_pb, shared_from_pb, shared_to_pb};
 use super::{all, failure, required};
 use crate::pb::client::v1 as client;
@@ -101,6 +102,8 @@ impl From<&JobRecord> for pb::Job {
             stopped_by,
             took_snapshot,
             fallback,
+            output,
+            allow_duplicates,
         } = job;
         Self {
             new_job: Some(pb::NewJob {
@@ -114,6 +117,7 @@ impl From<&JobRecord> for pb::Job {
                 plan: plan.clone(),
                 sources: sources.iter().map(Into::into).collect(),
                 restore: restore.as_ref().map(Into::into),
+                allow_duplicates: *allow_duplicates,
             }),
             state: client::JobState::from(*state).into(),
             attempt: attempt.0,
@@ -131,6 +135,7 @@ impl From<&JobRecord> for pb::Job {
             failures: failures.newest.iter().map(Into::into).collect(),
             failures_total: failures.total,
             parallelism_wanted: parallelism_wanted.get(),
+            output: output_to_pb(*output),
         }
     }
 }
@@ -158,8 +163,9 @@ impl TryFrom<pb::Job> for JobRecord {
             failures,
             failures_total,
             parallelism_wanted,
+            output,
         } = job;
-        let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } =
+        let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore, allow_duplicates } =
             required("job", new_job)?.try_into()?;
         let older = failure.map(|error| {
             let at = Millis(ended_at_ms.or(started_at_ms).unwrap_or(submitted_at_ms));
@@ -190,6 +196,8 @@ impl TryFrom<pb::Job> for JobRecord {
             stopped_by: nonempty(stopped_by).map(SnapshotId::new).transpose()?,
             took_snapshot,
             fallback: fallback.map(Into::into),
+            output: output_from_pb(output)?,
+            allow_duplicates,
         })
     }
 }

@@ -13,6 +13,7 @@ pub mod grants;
 pub mod graph;
 pub mod group;
 pub mod metadata;
+mod metadata_output;
 mod metadata_quota;
 mod metadata_recovery;
 pub mod metadata_state;

@@ -6,8 +6,6 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-
 use arrow_schema::SchemaRef;
 use weir_types::connector::DEBEZIUM_JSON;
 use weir_types::graph::ConnectorSpec;
@@ -18,12 +16,6 @@ pub(crate) use self::source::FilesystemSource;
 use crate::format::csv::{CsvDecoder, CsvEncoder, CsvOptions};
 use crate::format::json::{JsonDecoder, JsonEncoder};
 use crate::format::{Decode, Encode, OnMalformed};
-
-/// The table's file or directory; Flink's scripts write it as a URI.
-fn path(spec: &ConnectorSpec) -> Result<PathBuf> {
-    let path = spec.required("path")?;
-    Ok(PathBuf::from(path.strip_prefix("file://").unwrap_or(path)))
-}
 
 /// What the `format` option and those of the format say.
 #[derive(Clone, Debug)]

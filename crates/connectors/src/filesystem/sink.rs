@@ -1,25 +1,27 @@
 //! Appends part files to a directory.
 //!
-//! A subtask writes `.part-….inprogress` and at every barrier syncs it and renames it to `part-…`, which is when others see
-//! it; then a new one begins. Whole files appear at once, lines are never torn. A job that restarts writes again what it
-//! had written after its last checkpoint: every row is there at least once. Names are unique per attempt, so that nothing
-//! is overwritten.
+//! A subtask writes a hidden file, syncs it at the barrier and renames it, still hidden, so that its name says under which
+//! barrier it is prepared; then a new one begins. The JobManager makes files visible when a snapshot that covers them is
+//! complete, and removes what nobody prepared, or what lies behind the snapshot that the job goes on from
+//! ([`weir_durable::parts`]). Every row is there once, and lines are never torn.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use tracing::{debug, warn};
+use tracing::debug;
 use weir_dataflow::element::Batch;
 use weir_dataflow::sink::{Prepared, Sink, SinkContext};
+use weir_durable::parts::PartName;
+use weir_types::ids::{Attempt, BarrierId};
+use weir_types::output::{END_OF_INPUT, file_family};
 use weir_types::snapshot::Barrier;
 use weir_types::{Error, Result};
 
 use super::Format;
 use crate::changes::Written;
 use crate::format::Encode;
-use crate::names;
 use crate::writer::{Blocking, BlockingOutput, Writer};
 
 /// Writes rows to part files.
@@ -33,16 +35,15 @@ pub(crate) struct FilesystemSink {
 impl FilesystemSink {
     pub(crate) fn new(context: &SinkContext) -> Result<Self> {
         let format = Format::new(&context.spec.connector)?;
-        let output = PartFiles {
-            directory: super::path(&context.spec.connector)?,
-            owner: format!("{}-{}", context.job, names::safe(&context.uid)),
-            attempt: context.attempt,
+        let next = PartName {
+            family: file_family(&context.job, &context.uid),
+            attempt: Attempt(context.attempt),
             subtask: context.subtask,
-            parallelism: context.parallelism,
-            extension: format.extension(),
-            sequence: 0,
-            current: None,
+            number: 0,
+            extension: format.extension().to_owned(),
         };
+        let directory = PathBuf::from(context.spec.connector.path()?);
+        let output = PartFiles { directory, next, current: None, pending: None };
         Ok(Self {
             table: context.spec.table.clone(),
             written: Written::of(&context.spec.connector),
@@ -66,77 +67,38 @@ impl Sink for FilesystemSink {
         self.writer.ready().await
     }
 
-    fn prepare(&mut self, _barrier: &Barrier) -> Result<Prepared> {
-        let commit = self.writer.commit();
-        Ok(Box::pin(async move { commit.await.map(|()| None) }))
+    fn prepare(&mut self, barrier: &Barrier) -> Result<Prepared> {
+        Ok(Box::pin(self.writer.prepare(barrier.id)))
+    }
+
+    fn committed(&mut self, barrier: BarrierId) {
+        self.writer.committed(barrier);
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.writer.commit().await
+        self.writer.prepare(END_OF_INPUT).await.map(drop)
     }
 }
 
 /// The part files of one subtask in one attempt.
 struct PartFiles {
     directory: PathBuf,
-    /// Job and sink.
-    owner: String,
-    attempt: u32,
-    subtask: u32,
-    parallelism: u32,
-    extension: &'static str,
-    sequence: u64,
+    /// The next file.
+    next: PartName,
     current: Option<File>,
+    /// The last barrier under which a file was prepared that is not known to be committed, and its name.
+    pending: Option<(BarrierId, String)>,
 }
 
-const IN_PROGRESS: &str = "inprogress";
-
 impl PartFiles {
-    /// `part-<job>-<uid>-<attempt>-<subtask>-<sequence>.<extension>`
-    fn part_name(&self) -> String {
-        let Self { owner, attempt, subtask, sequence, extension, .. } = self;
-        format!("part-{owner}-{attempt}-{subtask}-{sequence}.{extension}")
-    }
-
-    fn in_progress_path(&self) -> PathBuf {
-        self.directory.join(format!(".{}.{IN_PROGRESS}", self.part_name()))
-    }
-
     fn failed(&self, what: &str, error: &std::io::Error) -> Error {
         Error::io(format!("cannot {what} in {}", self.directory.display()), error)
-    }
-
-    /// Makes the directory, and removes what earlier attempts of this subtask left unfinished.
-    fn open_directory(&self) -> Result<()> {
-        weir_durable::create_directories(&self.directory).map_err(|error| self.failed("make the directory", &error))?;
-        for entry in fs::read_dir(&self.directory).map_err(|error| self.failed("list files", &error))? {
-            let name = entry.map_err(|error| self.failed("list files", &error))?.file_name();
-            if name.to_str().is_some_and(|name| self.is_leftover(name)) {
-                // Somebody else may have been faster; a file that stays is hidden anyway.
-                if let Err(error) = fs::remove_file(self.directory.join(&name)) {
-                    warn!(file = ?name, %error, "cannot remove an unfinished part file of an earlier attempt");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a file was begun by an earlier attempt of this subtask, or of one that is no more.
-    fn is_leftover(&self, name: &str) -> bool {
-        let numbers = name
-            .strip_prefix(&format!(".part-{}-", self.owner))
-            .and_then(|rest| rest.strip_suffix(&format!(".{}.{IN_PROGRESS}", self.extension)))
-            .map(|numbers| numbers.split('-').map(str::parse).collect::<Result<Vec<u64>, _>>());
-        let Some(Ok(numbers)) = numbers else { return false };
-        let [attempt, subtask, _sequence] = numbers[..] else { return false };
-        let is_orphan = self.subtask == 0 && subtask >= u64::from(self.parallelism);
-        attempt < u64::from(self.attempt) && (subtask == u64::from(self.subtask) || is_orphan)
     }
 }
 
 impl BlockingOutput for PartFiles {
     fn start(&mut self) -> Result<()> {
-        self.open_directory()
+        weir_durable::create_directories(&self.directory).map_err(|error| self.failed("make the directory", &error))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -145,7 +107,7 @@ impl BlockingOutput for PartFiles {
             None => OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .open(self.in_progress_path())
+                .open(self.directory.join(self.next.in_progress()))
                 .map_err(|error| self.failed("begin a part file", &error))?,
         };
         file.write_all(bytes).map_err(|error| self.failed("write a part file", &error))?;
@@ -153,15 +115,21 @@ impl BlockingOutput for PartFiles {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
-        let Some(file) = self.current.take() else { return Ok(()) };
-        file.sync_all().map_err(|error| self.failed("sync a part file", &error))?;
-        let visible = self.directory.join(self.part_name());
-        fs::rename(self.in_progress_path(), &visible).map_err(|error| self.failed("rename a part file", &error))?;
-        // The rename itself must survive a power failure too.
-        weir_durable::sync_directory(&self.directory).map_err(|error| self.failed("sync the directory", &error))?;
-        debug!(file = %visible.display(), "part file finished");
-        self.sequence += 1;
-        Ok(())
+    fn prepare(&mut self, at: BarrierId) -> Result<Option<Vec<u8>>> {
+        if let Some(file) = self.current.take() {
+            file.sync_all().map_err(|error| self.failed("sync a part file", &error))?;
+            let (from, name) = (self.directory.join(self.next.in_progress()), self.next.prepared(at));
+            fs::rename(from, self.directory.join(&name)).map_err(|error| self.failed("rename a part file", &error))?;
+            // The rename itself must survive a power failure too.
+            weir_durable::sync_directory(&self.directory).map_err(|error| self.failed("sync the directory", &error))?;
+            debug!(file = name, directory = %self.directory.display(), "part file prepared");
+            self.pending = Some((at, self.next.to_string()));
+            self.next.number += 1;
+        }
+        Ok(self.pending.as_ref().map(|(_, name)| name.clone().into_bytes()))
+    }
+
+    fn committed(&mut self, at: BarrierId) {
+        self.pending.take_if(|(pending, _)| *pending <= at);
     }
 }

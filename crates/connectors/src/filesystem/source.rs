@@ -64,7 +64,7 @@ impl FilesystemSource {
             Ok(SplitFile { relative, position: split.offset, finished: split.finished, reported: false })
         };
         Ok(Self {
-            root: super::path(&spec.connector)?,
+            root: PathBuf::from(spec.connector.path()?),
             on_malformed: format.on_malformed(&spec.connector)?,
             decoder: format.decoder(Arc::clone(&layout.physical))?,
             files: splits.iter().map(file).collect::<Result<_>>()?,

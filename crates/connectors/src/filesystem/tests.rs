@@ -12,7 +12,10 @@ use arrow_schema::{DataType, Field, Schema};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use weir_dataflow::element::Batch;
+use weir_durable::parts;
 use weir_types::connector::ConnectorKind;
+use weir_types::ids::{Attempt, BarrierId};
+use weir_types::output::{CommitMark, END_OF_INPUT, Settlement};
 use weir_types::{Code, splits};
 
 use crate::testing::{Table, barrier, batch};
@@ -166,8 +169,15 @@ fn visible(directory: &Path) -> Vec<String> {
     names
 }
 
+/// What the JobManager does when a snapshot is complete, or before an attempt begins.
+fn settle(directory: &Path, commit: (u32, BarrierId), below: Option<u32>) {
+    let commit = Some(CommitMark { attempt: Attempt(commit.0), barrier: commit.1 });
+    let settlement = Settlement { commit, below: below.map(Attempt) };
+    parts::settle(directory, "job0-sink_1__", settlement).unwrap();
+}
+
 #[tokio::test]
-async fn part_files_appear_at_barriers_and_at_the_end() {
+async fn part_files_are_hidden_until_they_are_committed_and_hold_what_came_before_the_barrier() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("out");
     let table = table(&path, &[("format", "json")]);
@@ -176,45 +186,55 @@ async fn part_files_appear_at_barriers_and_at_the_end() {
     sink.write(&batch(rows(2..3))).unwrap();
     let prepared = sink.prepare(&barrier(1)).unwrap();
     sink.write(&batch(rows(3..5))).unwrap();
-    assert_eq!(prepared.await.unwrap(), None);
-    assert_eq!(visible(&path), ["part-job0-sink_1__-3-1-0.json"]);
-    // Nothing was written between two barriers: no file.
-    sink.prepare(&barrier(2)).unwrap().await.unwrap();
-    sink.prepare(&barrier(3)).unwrap().await.unwrap();
-    sink.finish().await.unwrap();
     let names = ["part-job0-sink_1__-3-1-0.json", "part-job0-sink_1__-3-1-1.json"];
+    assert_eq!(prepared.await.unwrap().as_deref(), Some(names[0].as_bytes()));
+    assert_eq!(visible(&path), Vec::<String>::new());
+    settle(&path, (3, BarrierId(1)), None);
+    sink.committed(BarrierId(1));
+    assert_eq!(visible(&path), names[..1]);
+    // What was written after the barrier is part of the next one; an aborted snapshot leaves it to the one after.
+    assert!(sink.prepare(&barrier(2)).unwrap().await.unwrap().is_some());
+    assert_eq!(sink.prepare(&barrier(3)).unwrap().await.unwrap().as_deref(), Some(names[1].as_bytes()));
+    assert_eq!(visible(&path), names[..1]);
+    settle(&path, (3, BarrierId(3)), None);
+    sink.committed(BarrierId(3));
+    // Nothing was written between two barriers: no file.
+    assert_eq!(sink.prepare(&barrier(4)).unwrap().await.unwrap(), None);
     assert_eq!(visible(&path), names);
     assert_eq!(
         fs::read_to_string(path.join(names[0])).unwrap(),
         "{\"id\":0,\"s\":null}\n{\"id\":1,\"s\":\"row 1\"}\n{\"id\":2,\"s\":\"row 2\"}\n"
     );
-    let read = table.read(files(&names), 100).await.unwrap();
-    assert_eq!(read.rows(&table.schema), rows(0..5));
+    sink.write(&batch(rows(5..6))).unwrap();
+    sink.finish().await.unwrap();
+    settle(&path, (3, END_OF_INPUT), Some(4));
+    let all = visible(&path);
+    let read = table.read(files(&all.iter().map(String::as_str).collect::<Vec<_>>()), 100).await.unwrap();
+    assert_eq!(read.rows(&table.schema), rows(0..6));
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 3, "nothing is left");
 }
 
 #[tokio::test]
-async fn a_new_attempt_removes_what_the_old_one_left_unfinished() {
+async fn a_rollback_removes_what_nobody_committed_and_whoever_was_replaced_can_add_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let table = table(directory.path(), &[("format", "csv")]);
-    let owner = ".part-job0-sink_1__";
-    let theirs = [
-        format!("{owner}-2-0-7.csv.inprogress"),
-        format!("{owner}-1-9-0.csv.inprogress"),
-        format!("{owner}-2-1-0.csv.inprogress"),
-        format!("{owner}-4-0-0.csv.inprogress"),
-        ".part-job1-sink_1__-2-0-7.csv.inprogress".to_owned(),
-    ];
-    for name in &theirs {
-        fs::write(directory.path().join(name), "x").unwrap();
+    let mut old = table.sink(3, 0).unwrap();
+    for number in 1..=2_i64 {
+        old.write(&batch(rows(number..number + 1))).unwrap();
+        old.prepare(&barrier(number as u64)).unwrap().await.unwrap();
     }
-    let mut sink = table.sink(3, 0).unwrap();
-    sink.write(&batch(rows(0..3))).unwrap();
-    sink.finish().await.unwrap();
-    let left: Vec<bool> = theirs.iter().map(|name| directory.path().join(name).exists()).collect();
-    // Own ones of older attempts go, and those of subtasks that are no more (there are two).
-    assert_eq!(left, [false, false, true, true, true]);
-    let part = directory.path().join("part-job0-sink_1__-3-0-0.csv");
-    assert_eq!(fs::read_to_string(part).unwrap(), "0,\n1,row 1\n2,row 2\n");
+    settle(directory.path(), (3, BarrierId(1)), Some(4));
+    let mut new = table.sink(4, 0).unwrap();
+    new.write(&batch(rows(2..3))).unwrap();
+    new.prepare(&barrier(3)).unwrap().await.unwrap();
+    // It does not know that it was replaced.
+    old.write(&batch(rows(2..3))).unwrap();
+    old.prepare(&barrier(3)).unwrap().await.unwrap();
+    settle(directory.path(), (4, BarrierId(3)), None);
+    let names = visible(directory.path());
+    assert_eq!(names, ["part-job0-sink_1__-3-0-0.csv", "part-job0-sink_1__-4-0-0.csv"]);
+    let text: String = names.iter().map(|name| fs::read_to_string(directory.path().join(name)).unwrap()).collect();
+    assert_eq!(text, "1,row 1\n2,row 2\n");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
+mod transactions;
 
 use arrow_schema::{Schema, SchemaRef};
 use weir_types::connector::DEBEZIUM_JSON;

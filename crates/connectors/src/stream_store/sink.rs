@@ -2,8 +2,9 @@
 //! takes rows it fences off older attempts, of all subtasks of the sink: one that is still somewhere, perhaps with more
 //! subtasks, appends nothing any more.
 //!
-//! At a barrier everything is flushed: it is durable before the barrier is acknowledged. A job that restarts appends again
-//! what it had appended after its last checkpoint: every row is there at least once.
+//! At a barrier everything is flushed: it is durable before the barrier is acknowledged. At least once: readers see rows as
+//! they are appended, and a job that restarts appends again what it had appended after its last checkpoint. Exactly once:
+//! rows are appended in transactions, which are prepared at barriers and committed with the snapshots.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,18 +18,19 @@ use weir_dataflow::element::Batch;
 use weir_dataflow::sink::{Prepared, Sink, SinkContext};
 use weir_stream_store::arrow_block::{encode_batch, encode_schema};
 use weir_stream_store::client::{Producer, ProducerOptions, StoreClient, partition_of};
-use weir_types::ids::{Epoch, PartitionId, ProducerId};
+use weir_types::ids::{BarrierId, Epoch, PartitionId, ProducerId};
+use weir_types::output::{END_OF_INPUT, producer_family};
 use weir_types::snapshot::Barrier;
 use weir_types::store::{RecordFormat, StreamInfo, StreamOptions};
 use weir_types::stream::StreamName;
 use weir_types::{Code, Error, Result};
 
+use super::transactions::Transactions;
 use super::{arrow_schema, check_format, format, places, stream_name};
 use crate::changes::Written;
 use crate::format::Encode as _;
 use crate::format::json::{self, JsonEncoder};
 use crate::format::layout::Layout;
-use crate::names;
 use crate::writer::{Output, Writer};
 
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -93,7 +95,7 @@ impl StreamSink {
             (None, None) if written == Written::Debezium => spec.primary_key.clone(),
             (None, column) => column.into_iter().collect(),
         };
-        let family = format!("{}.{}", context.job, names::safe(&context.uid));
+        let family = producer_family(&context.job, &context.uid);
         let partitions = u32::try_from(spec.connector.integer("sink.partitions", 1)?);
         let output = Appender {
             address: context.store_address.clone(),
@@ -104,6 +106,7 @@ impl StreamSink {
             producer: ProducerId::new(format!("{family}.{}", context.subtask))?,
             family: ProducerId::new(family)?,
             epoch: Epoch(u64::from(context.attempt)),
+            exactly_once: spec.is_exactly_once(),
             open: None,
             turn: context.subtask,
         };
@@ -163,13 +166,16 @@ impl Sink for StreamSink {
         self.writer.ready().await
     }
 
-    fn prepare(&mut self, _barrier: &Barrier) -> Result<Prepared> {
-        let commit = self.writer.commit();
-        Ok(Box::pin(async move { commit.await.map(|()| None) }))
+    fn prepare(&mut self, barrier: &Barrier) -> Result<Prepared> {
+        Ok(Box::pin(self.writer.prepare(barrier.id)))
+    }
+
+    fn committed(&mut self, barrier: BarrierId) {
+        self.writer.committed(barrier);
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.writer.commit().await
+        self.writer.prepare(END_OF_INPUT).await.map(drop)
     }
 }
 
@@ -184,13 +190,21 @@ struct Appender {
     /// What the producers of all subtasks are named by.
     family: ProducerId,
     epoch: Epoch,
-    open: Option<Producer>,
+    exactly_once: bool,
+    open: Option<Opened>,
     /// The partition that Arrow rows without keys go to next.
     turn: u32,
 }
 
+/// What is there once the store has answered.
+struct Opened {
+    producer: Producer,
+    /// Exactly once.
+    transactions: Option<Transactions>,
+}
+
 impl Appender {
-    async fn open(&self) -> Result<Producer> {
+    async fn open(&self) -> Result<Opened> {
         let client = StoreClient::connect(&self.address)?;
         loop {
             match self.try_open(&client).await {
@@ -198,7 +212,12 @@ impl Appender {
                     warn!(stream = %self.stream, %error, "the stream store does not answer, trying again");
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
-                result => return result,
+                result => {
+                    let transactions = self
+                        .exactly_once
+                        .then(|| Transactions::new(client, self.stream.clone(), self.producer.clone(), self.epoch));
+                    return result.map(|producer| Opened { producer, transactions });
+                }
             }
         }
     }
@@ -317,18 +336,28 @@ impl Output for Appender {
     }
 
     async fn write(&mut self, piece: Piece) -> Result<()> {
-        let Some(mut producer) = self.open.take() else {
+        let Some(mut opened) = self.open.take() else {
             return Err(Error::internal("rows came before the producer was open"));
         };
-        let result = self.append(&mut producer, piece).await;
-        self.open = Some(producer);
+        if let Some(transactions) = &mut opened.transactions {
+            transactions.enter(&mut opened.producer).await?;
+        }
+        let result = self.append(&mut opened.producer, piece).await;
+        self.open = Some(opened);
         result
     }
 
-    async fn commit(&mut self) -> Result<()> {
+    async fn prepare(&mut self, at: BarrierId) -> Result<Option<Vec<u8>>> {
         match &mut self.open {
-            Some(producer) => producer.flush().await.map(drop),
-            None => Ok(()),
+            Some(Opened { producer, transactions: Some(transactions) }) => transactions.prepare(producer, at).await,
+            Some(Opened { producer, transactions: None }) => producer.flush().await.map(|_| None),
+            None => Ok(None),
+        }
+    }
+
+    fn committed(&mut self, at: BarrierId) {
+        if let Some(transactions) = self.open.as_mut().and_then(|opened| opened.transactions.as_mut()) {
+            transactions.committed(at);
         }
     }
 }

@@ -12,9 +12,10 @@ use weir_dataflow::source::SourceEvent;
 use weir_stream_store::client::{Producer, ProducerOptions, StoreClient};
 use weir_stream_store::{Store, StoreConfig, server};
 use weir_types::connector::ConnectorKind;
-use weir_types::ids::{Epoch, PartitionId, ProducerId, TransactionId};
+use weir_types::ids::{BarrierId, Epoch, PartitionId, ProducerId, TransactionId};
+use weir_types::output::END_OF_INPUT;
 use weir_types::snapshot::SplitPosition;
-use weir_types::store::{StreamOptions, TransactionSpec};
+use weir_types::store::{FamilyDecision, Isolation, StreamOptions, TransactionSpec};
 use weir_types::stream::{Offset, StreamCut, StreamName};
 use weir_types::{Code, splits};
 
@@ -142,7 +143,7 @@ async fn a_source_reads_committed_records_with_their_offsets_and_ends_where_abor
         writers[writer].flush().await.unwrap();
     }
     let kept = [spec("kept").id];
-    store.client.prepare_transaction(&stream(), &kept[0], &StreamCut::default()).await.unwrap();
+    store.client.prepare_transaction(&stream(), &kept[0], &StreamCut::default(), None).await.unwrap();
     store.client.commit_transactions(&stream(), &kept).await.unwrap();
     store.client.abort_transactions(&stream(), &[spec("gone").id], "for a test").await.unwrap();
     let mut table = table(&store, &[]);
@@ -361,6 +362,86 @@ async fn an_older_attempt_is_fenced_by_a_newer_one() {
     }
     let read = table.read(store.splits(&stream()).await, 10).await.unwrap();
     assert_eq!(ids(&read.rows(&table.schema)), [0, 1]);
+    store.stop().await;
+}
+
+/// What the JobManager does when a snapshot is complete, or before an attempt begins; how many it commits and aborts.
+async fn decide(store: &TestStore, commit: (u64, BarrierId), below: Option<u64>) -> (u64, u64) {
+    let family = ProducerId::new("job0.sink_1__").unwrap();
+    let commit = Some((Epoch(commit.0), commit.1.0));
+    let decision = FamilyDecision { family, commit, below: below.map(Epoch) };
+    let decided = store.client.decide_family(&stream(), &decision).await.unwrap();
+    (decided.committed, decided.aborted)
+}
+
+/// What committed readers get.
+async fn committed(store: &TestStore, table: &Table) -> Vec<i64> {
+    let info = store.client.describe_stream(&stream()).await.unwrap();
+    let ends = info.readable_ends(Isolation::Committed);
+    let splits = ends.0.iter().map(|(partition, end)| splits::stream_partition(*partition, Offset(0), Some(*end)));
+    let mut found = ids(&table.read(splits.collect(), 10).await.unwrap().rows(&table.schema));
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test]
+async fn exactly_once_rows_are_shown_when_a_snapshot_that_covers_them_is_committed() {
+    let store = TestStore::start().await;
+    for format in ["json", "arrow"] {
+        let table =
+            table(&store, &[("sink.delivery-guarantee", "exactly-once"), ("format", format), ("sink.partitions", "2")]);
+        let mut sinks = [table.sink(1, 0).unwrap(), table.sink(1, 1).unwrap()];
+        for (number, sink) in (0_i64..).zip(&mut sinks) {
+            sink.write(&batch(rows(number * 10..number * 10 + 10))).unwrap();
+            let prepared = sink.prepare(&barrier(1)).unwrap().await.unwrap();
+            let handle = String::from_utf8(prepared.unwrap()).unwrap();
+            assert!(handle.contains(&format!("\"producer\":\"job0.sink_1__.{number}\"")), "{handle}");
+        }
+        assert_eq!(committed(&store, &table).await, Vec::<i64>::new());
+        assert_eq!(decide(&store, (1, BarrierId(1)), None).await, (2, 0));
+        assert_eq!(committed(&store, &table).await, (0..20).collect::<Vec<_>>());
+        for (number, sink) in (0_i64..).zip(&mut sinks) {
+            sink.write(&batch(rows(100 + number..101 + number))).unwrap();
+        }
+        let [one, other] = &mut sinks;
+        one.committed(BarrierId(1));
+        // A snapshot that failed leaves what was prepared to the next one, though nothing new is there.
+        for at in [2, 3] {
+            assert!(one.prepare(&barrier(at)).unwrap().await.unwrap().is_some());
+        }
+        assert_eq!(decide(&store, (1, BarrierId(3)), None).await, (1, 0));
+        one.committed(BarrierId(3));
+        assert_eq!(one.prepare(&barrier(4)).unwrap().await.unwrap(), None, "nothing is undecided");
+        other.finish().await.unwrap();
+        assert_eq!(decide(&store, (1, END_OF_INPUT), Some(2)).await, (1, 0));
+        assert_eq!(committed(&store, &table).await, (0..20).chain([100, 101]).collect::<Vec<_>>());
+        assert_eq!(store.client.transactions(&stream()).await.unwrap(), [], "nothing is left to be remembered");
+        drop(sinks);
+        store.client.delete_stream(&stream(), true).await.unwrap();
+    }
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_attempt_gives_up_what_the_old_one_had_prepared_beyond_its_snapshot() {
+    let store = TestStore::start().await;
+    let table = table(&store, &[("sink.delivery-guarantee", "exactly-once")]);
+    let mut old = table.sink(1, 0).unwrap();
+    for at in 1..=3_i64 {
+        old.write(&batch(rows(at..at + 1))).unwrap();
+        old.prepare(&barrier(at as u64)).unwrap().await.unwrap();
+    }
+    old.write(&batch(rows(4..5))).unwrap();
+    old.ready().await.unwrap();
+    assert_eq!(decide(&store, (1, BarrierId(2)), Some(2)).await.0, 2);
+    let mut new = table.sink(2, 0).unwrap();
+    new.write(&batch(rows(3..5))).unwrap();
+    new.prepare(&barrier(4)).unwrap().await.unwrap();
+    old.write(&batch(rows(5..6))).unwrap();
+    let fenced = old.prepare(&barrier(4)).unwrap().await.unwrap_err();
+    assert!(matches!(fenced.code, Code::Fenced | Code::FailedPrecondition), "{fenced}");
+    assert_eq!(decide(&store, (2, BarrierId(4)), None).await, (1, 0));
+    assert_eq!(committed(&store, &table).await, [1, 2, 3, 4]);
     store.stop().await;
 }
 

@@ -205,6 +205,8 @@ pub struct Contents {
     pub rows: u64,
     /// Bytes of the manifest itself.
     pub manifest_bytes: u64,
+    /// Whether sinks have prepared output that is to be committed.
+    pub has_output: bool,
     /// The files among them that other checkpoints of the job refer to, or may come to.
     pub shared: Vec<SharedFile>,
 }
@@ -220,7 +222,8 @@ impl Contents {
             }
         }
         let shared = shared.into_iter().map(|(name, bytes)| SharedFile { name, bytes }).collect();
-        Self { operators, bytes, rows, shared, ..Self::default() }
+        let has_output = operators.iter().any(|operator| operator.prepared.is_some());
+        Self { operators, bytes, rows, shared, has_output, ..Self::default() }
     }
 
     /// Bytes of all files and of the manifest.

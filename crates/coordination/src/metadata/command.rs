@@ -5,6 +5,7 @@ use weir_types::deployment::{Placement, SplitAssignment};
 use weir_types::graph::JobGraph;
 use weir_types::ids::{Attempt, BarrierId, ClusterId, JobId, Nonce, Parallelism, RequestId, SnapshotId};
 use weir_types::job::{JobChange, JobFailure};
+use weir_types::output::Settlement;
 use weir_types::quota::{QuotaDefaults, QuotaLevel, QuotaLimits};
 use weir_types::retention::RetentionPolicy;
 use weir_types::snapshot::{Annotations, SnapshotKind, Verifier};
@@ -45,6 +46,13 @@ pub enum Command {
         job: JobId,
         /// Its parallelism, given slots.
         parallelism: Parallelism,
+    },
+    /// What was decided about a job's output has been carried out.
+    Discharged {
+        /// The job.
+        job: JobId,
+        /// What was carried out.
+        duty: Settlement,
     },
     /// Sets the limits of a level.
     SetQuota {
@@ -172,6 +180,8 @@ pub struct NewJob {
     pub sources: Vec<SourceRecord>,
     /// Whose state it starts with.
     pub restore: Option<RestoreRecord>,
+    /// It may write again what is committed already: now, and whenever it falls back.
+    pub allow_duplicates: bool,
 }
 
 /// Where an attempt runs.

@@ -54,6 +54,7 @@ fn submit(state: &mut State, number: u32, name: &str, namespace: &str, restore: 
         plan: String::new(),
         sources: Vec::new(),
         restore,
+        allow_duplicates: false,
     };
     state.apply(Millis(1), Command::CreateJob(Box::new(new))).unwrap();
     let (placements, splits) = (Vec::new(), Vec::new());

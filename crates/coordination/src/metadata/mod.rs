@@ -16,6 +16,7 @@ mod failures;
 #[cfg(test)]
 mod fixture;
 mod imports;
+mod output;
 mod policy;
 mod queue;
 mod record;
@@ -41,6 +42,7 @@ pub use command::{Applied, Command, Completion, NewJob, Reply, Reserve, StartAtt
 pub use deletion::{DeletedRecord, Deleter, Deletion};
 pub use failures::Failures;
 pub use imports::{Import, Origin};
+pub use output::Output;
 pub use policy::{PolicyRecord, Retention};
 pub use record::{JobRecord, ReaderGroup, RestoreRecord, SnapshotEntry, SourceRecord};
 pub use recovery::{Fallback, PassedOver, Recovery, RecoveryPoint};
@@ -102,6 +104,7 @@ impl State {
             Command::Rescale { request, job, parallelism } => {
                 self.once(request, |state| state.rescale(job, parallelism))
             }
+            Command::Discharged { job, duty } => self.discharged(now, &job, duty),
             Command::Reserve(reserve) => {
                 let request = reserve.request.clone();
                 self.once(request, |state| state.reserve(now, *reserve))
@@ -188,7 +191,9 @@ impl State {
         if self.known_jobs().any(|id| crate::checkpoint::short(id) == short) {
             return Err(Error::new(Code::AlreadyExists, format!("a job whose id begins with {short} exists already")));
         }
-        let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore } = new;
+        self.check_repeats(&new)?;
+        let NewJob { request: _, id, name, sql, owner, namespace, graph, plan, sources, restore, allow_duplicates } =
+            new;
         let (owner, namespace) = (or_default(owner), or_default(namespace));
         check_owner(&owner)?;
         check_namespace(&namespace)?;
@@ -227,6 +232,8 @@ impl State {
                 stopped_by: None,
                 took_snapshot: false,
                 fallback: None,
+                output: Output::default(),
+                allow_duplicates,
             },
         );
         Ok(applied)
@@ -238,10 +245,7 @@ impl State {
             return;
         }
         ended.sort_by_key(|job| job.ended_at);
-        let forgotten = ended
-            .into_iter()
-            .map(|job| job.id.clone())
-            .find(|job| self.snapshots_of(job).iter().all(|e| e.is_over()) && self.shared.of_job(job).next().is_none());
+        let forgotten = ended.into_iter().map(|job| job.id.clone()).find(|job| self.is_forgettable(job));
         if let Some(job) = forgotten {
             let entries: Vec<_> = self.snapshots_of(&job).into_iter().map(|entry| entry.id.clone()).collect();
             for id in entries {
@@ -251,13 +255,19 @@ impl State {
         }
     }
 
+    fn is_forgettable(&self, job: &JobId) -> bool {
+        self.snapshots_of(job).iter().all(|entry| entry.is_over())
+            && self.shared.of_job(job).next().is_none()
+            && self.jobs.get(job).is_none_or(|job| job.output.duty.is_none())
+    }
+
     fn start_attempt(&mut self, now: Millis, start: StartAttempt) -> Reply {
         let StartAttempt { job, attempt, placements, splits, from, passed_over, parallelism } = start;
         let record = self.jobs.get_mut(&job).ok_or_else(|| no_job(job.as_str()))?;
         if attempt <= record.attempt {
             return Err(Error::fenced(format!("attempt {attempt} of job {job} is not newer than {}", record.attempt)));
         }
-        record.state = record.state.next(JobChange::Deploy).ok_or_else(|| cannot(record, JobChange::Deploy))?;
+        record.state = next_state(record, JobChange::Deploy)?;
         record.attempt = attempt;
         record.placements = placements;
         record.splits = splits;
@@ -281,8 +291,17 @@ impl State {
     }
 
     fn change_job(&mut self, now: Millis, job: &JobId, change: JobChange, failure: Option<Box<JobFailure>>) -> Reply {
+        next_state(self.job(job)?, change)?;
+        if self.settle_change(job, change) {
+            return Ok(Applied { job: Some(job.clone()), ..Applied::default() });
+        }
+        self.end_job(now, job, change, failure)
+    }
+
+    /// Changes a job whose output does not stand against that.
+    fn end_job(&mut self, now: Millis, job: &JobId, change: JobChange, failure: Option<Box<JobFailure>>) -> Reply {
         let record = self.jobs.get_mut(job).ok_or_else(|| no_job(job.as_str()))?;
-        let state = record.state.next(change).ok_or_else(|| cannot(record, change))?;
+        let state = next_state(record, change)?;
         record.state = state;
         if let Some(failure) = failure {
             record.failures.note(*failure);
@@ -306,6 +325,12 @@ impl State {
         }
         Ok(applied)
     }
+}
+
+/// The state after a change; one that only waits for its output to be committed ends as it is to.
+fn next_state(job: &JobRecord, change: JobChange) -> Result<JobState> {
+    let next = job.state.next(change).filter(|_| job.output.ending.is_none());
+    next.ok_or_else(|| cannot(job, change))
 }
 
 fn no_job(text: &str) -> Error {

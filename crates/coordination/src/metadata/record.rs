@@ -10,7 +10,7 @@ use weir_types::snapshot::{Annotations, SnapshotKind, SnapshotState, SourcePosit
 use weir_types::stream::StreamName;
 use weir_types::time::Millis;
 
-use super::{Claim, Deletion, Failures, Fallback, Origin};
+use super::{Claim, Deletion, Failures, Fallback, Origin, Output};
 use crate::checkpoint::{SubtaskShare, Trigger};
 
 /// A job.
@@ -62,6 +62,10 @@ pub struct JobRecord {
     pub took_snapshot: bool,
     /// The last attempt that did not start from the newest snapshot.
     pub fallback: Option<Fallback>,
+    /// What is decided about its output.
+    pub output: Output,
+    /// It may write again what is committed already.
+    pub allow_duplicates: bool,
 }
 
 impl JobRecord {

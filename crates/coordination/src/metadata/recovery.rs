@@ -9,6 +9,7 @@ use weir_types::{Code, Error, Result};
 
 use super::command::{Applied, Reply};
 use super::deletion::no_snapshot;
+use super::output::check_behind;
 use super::{JobRecord, SnapshotEntry, State};
 
 /// A snapshot that is newer than what an attempt starts from, but cannot be restored.
@@ -41,7 +42,8 @@ pub enum Recovery {
     /// A snapshot.
     From(RecoveryPoint),
     /// Every snapshot that it could have gone on from is damaged or cut off: `UNRESTORABLE`, naming all of them; or what was
-    /// found wrong with the only one, which its user had named.
+    /// found wrong with the only one, which its user had named; or the newest that is whole lies behind what the job has
+    /// committed: `DUPLICATE_OUTPUT`.
     Lost(Error),
 }
 
@@ -91,6 +93,9 @@ impl State {
         let completed = self.snapshots.of_job(&job.id).into_iter().flat_map(|sums| sums.completed.iter().rev());
         for entry in completed.filter_map(|(_, id)| self.snapshots.get(id)) {
             let Some(reason) = entry.fault() else {
+                if let Err(error) = check_behind(job, Some((&entry.id, entry.barrier))) {
+                    return Recovery::Lost(error);
+                }
                 let (directory, snapshot) = (entry.directory.clone(), Some(entry.id.clone()));
                 let taken_as = Some(entry.taken_as().clone());
                 return Recovery::From(RecoveryPoint { directory, snapshot, taken_as, own: true, passed_over });
@@ -103,6 +108,11 @@ impl State {
             let (directory, snapshot) = (restore.directory.clone(), restore.snapshot.clone());
             let taken_as = entry.flatten().map(|entry| entry.taken_as().clone());
             let origin = RecoveryPoint { directory, snapshot, taken_as, own: false, passed_over: Vec::new() };
+            if fault.is_none()
+                && let Err(error) = check_behind(job, None)
+            {
+                return Recovery::Lost(error);
+            }
             match (fault, entry.flatten().and_then(SnapshotEntry::damage)) {
                 (None, _) => return Recovery::From(RecoveryPoint { passed_over, ..origin }),
                 (Some(_), Some(damage)) if !job.took_snapshot => return Recovery::Lost(damage.clone()),

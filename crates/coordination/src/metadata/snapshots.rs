@@ -1,6 +1,7 @@
 //! The catalogue's part of the state: reservations, completion, abortion, retirement, deletion.
 
 use weir_types::ids::{JobId, Nonce, SnapshotId};
+use weir_types::output::CommitMark;
 use weir_types::quota::check_owner;
 use weir_types::snapshot::{SnapshotKind, SnapshotState, Verification, Verifier};
 use weir_types::time::Millis;
@@ -108,6 +109,10 @@ impl State {
             }
             SnapshotState::Failed => return Err(Error::fenced(format!("snapshot {snapshot} was aborted"))),
         }
+        let mark = CommitMark { attempt: entry.attempt, barrier: entry.barrier };
+        if contents.has_output {
+            self.check_output(entry)?;
+        }
         self.shared.check(&job, &snapshot, &contents.shared)?;
         self.shared.refer(&job, &snapshot, &contents.shared);
         if let Some(mut entry) = self.snapshots.get_mut(&snapshot) {
@@ -126,6 +131,9 @@ impl State {
                 findings: 0,
                 damage: None,
             });
+        }
+        if contents.has_output {
+            self.commit_output(&job, mark);
         }
         let mut retained = 0;
         if let Some(record) = self.jobs.get_mut(&job) {

@@ -371,6 +371,7 @@ fn is_fatal(error: &Error) -> bool {
             | Code::OffsetTruncated
             | Code::Corrupt
             | Code::Unrestorable
+            | Code::DuplicateOutput
     )
 }
 

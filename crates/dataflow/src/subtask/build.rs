@@ -169,7 +169,7 @@ impl<'a> Builder<'a> {
                 schema: Arc::clone(&operator.schema),
                 io: self.io.clone(),
                 store_address: self.plan.store_address.clone(),
-                job: self.plan.id.job.to_string(),
+                job: self.plan.id.job.clone(),
                 uid: uid(operator)?,
                 subtask: self.plan.id.index.0,
                 parallelism: self.plan.chain.parallelism.get(),

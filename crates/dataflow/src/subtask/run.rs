@@ -279,6 +279,8 @@ impl Subtask {
             if let Input::Gate(gate) = &mut self.input {
                 gate.cancel(barrier);
             }
+        } else {
+            self.chain.committed(barrier)?;
         }
         match (&self.phase, failure) {
             (Phase::Stopping(stop), None) if stop.id == barrier => self.end_source(),
