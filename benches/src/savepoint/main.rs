@@ -21,6 +21,8 @@ use rows::Samples;
 
 /// How long the job is watched before and after each savepoint.
 const WATCHED: Duration = Duration::from_secs(2);
+/// Events a second of event time: so many that no window ends while this runs.
+const RATE: &str = "10000000";
 /// State is complete when it has grown by less than a thousandth in this time.
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -75,16 +77,16 @@ fn script(args: &Args) -> String {
     };
     let tables = include_str!("../../nexmark/tables.sql")
         .replace("${EVENTS}", "1000000000000")
-        .replace("${RATE}", "100000")
+        .replace("${RATE}", RATE)
         .replace("${PARALLELISM}", &args.parallelism.to_string())
         .replace("${PUSH_DOWN}", "true")
         .replace("'10 s'", "'1 h'");
     format!(
         "{tables}
-         CREATE VIEW keyed AS SELECT MOD({key}, {keys}) AS number, `dateTime` FROM bid;
+         CREATE VIEW keyed AS SELECT MOD({key}, CAST({keys} AS BIGINT)) AS number, `dateTime` FROM bid;
          CREATE TABLE counts (number BIGINT, bids BIGINT) WITH ('connector' = 'blackhole');
          INSERT INTO counts SELECT number, COUNT(*)
-         FROM TABLE(TUMBLE(TABLE keyed, DESCRIPTOR(`dateTime`), INTERVAL '3000' DAY))
+         FROM TABLE(TUMBLE(TABLE keyed, DESCRIPTOR(`dateTime`), INTERVAL '30' DAY))
          GROUP BY number, window_start, window_end;",
         keys = args.keys
     )
