@@ -5,6 +5,9 @@
 //! which those in the stretch are kept, dealt out to parts of about a block each (a radix sort's first pass; Knuth, "The Art
 //! of Computer Programming", volume 3, section 5.2.5). A part fits into a core's cache, where it is put in order.
 //!
+//! The values of a stretch are read in the order in which they lie in memory too, and dealt out in the same way: reading those of
+//! one part after the other would wait for memory once for nearly every value.
+//!
 //! Listing again is cheap beside all else, as it reads hashes one after the other; keeping all rows at once would take as much
 //! memory as a small table itself.
 
@@ -17,10 +20,12 @@ use crate::frozen::{HashedRow, Placed, RowRef, Show};
 const BUCKET_ROWS: usize = 1024;
 /// Buckets, at least and at most, as powers of two.
 const BUCKETS_BITS: (u32, u32) = (8, 20);
-/// Rows of a stretch, at least …
-const STRETCH_ROWS_MIN: usize = 1 << 20;
-/// … and stretches, at most: so often a large table is listed.
-const STRETCHES_MAX: usize = 8;
+/// What the rows of a stretch may take, with their values of fixed width, …
+const STRETCH_BYTES: usize = 64 << 20;
+/// … unless there would be more stretches than this: so often a large table is listed.
+const STRETCHES_MAX: usize = 16;
+/// What sorting holds for each row of a stretch: the row as listed and as dealt, and its place.
+const ROW_BYTES: usize = 2 * size_of::<HashedRow>() + size_of::<u32>();
 
 /// Shows all rows, the same ones in the same order as often as it is called.
 type List<'a> = &'a dyn Fn(Show<'_>);
@@ -47,6 +52,20 @@ pub(crate) struct Part<'a> {
     pub(crate) hashes: &'a [u64],
     /// The rows, with their places in that order.
     pub(crate) placed: Placed<'a>,
+    /// Where it lies in a stretch, unless all of its rows have the same hash.
+    pub(crate) within: Option<Within<'a>>,
+}
+
+/// A part of a stretch. Reading the cells of a stretch goes through memory once, in its order; those of a part lie far from one
+/// another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Within<'a> {
+    /// The rows of the stretch, with places one part after the other.
+    pub(crate) stretch: Placed<'a>,
+    /// The place of the part's first row.
+    pub(crate) from: usize,
+    /// The places of the part's rows from there, in the order of their hashes.
+    pub(crate) order: &'a [u32],
 }
 
 /// Told how many bytes sorting holds from then on; what it answers with an error ends it.
@@ -65,15 +84,26 @@ pub(crate) fn survey(list: List<'_>) -> Stretch {
     all
 }
 
-/// Hands out all rows in the order of their hashes, a block at most at a time. `all` is what [`survey`] said.
+/// Hands out all rows in the order of their hashes, a block at most at a time. `all` is what [`survey`] said, `width` what
+/// whoever is given a stretch holds for each of its rows.
 pub(crate) fn sort(
     list: List<'_>,
-    all: Stretch,
+    (all, width): (Stretch, usize),
     hold: Hold<'_>,
     write: &mut dyn FnMut(Part<'_>) -> Result<()>,
 ) -> Result<()> {
-    let stretch_rows = STRETCH_ROWS_MIN.max(all.rows / STRETCHES_MAX);
-    Sorting { list, hold, write, stretch_rows, rows: Vec::new(), sorter: Sorter::default() }.stretch(all)
+    let stretch_rows = (STRETCH_BYTES / (ROW_BYTES + width)).max(all.rows / STRETCHES_MAX);
+    Sorting {
+        list,
+        hold,
+        write,
+        stretch_rows,
+        rows: Vec::new(),
+        places: Vec::new(),
+        dealt: Vec::new(),
+        sorter: Sorter::default(),
+    }
+    .stretch(all)
 }
 
 struct Sorting<'a> {
@@ -83,6 +113,10 @@ struct Sorting<'a> {
     /// Rows that are kept at once.
     stretch_rows: usize,
     rows: Vec<HashedRow>,
+    /// The places of these rows, part after part …
+    places: Vec<u32>,
+    /// … and the rows in their places.
+    dealt: Vec<HashedRow>,
     sorter: Sorter,
 }
 
@@ -109,7 +143,9 @@ impl Sorting<'_> {
 
     /// Bytes held.
     fn bytes(&self) -> usize {
-        self.rows.capacity() * size_of::<HashedRow>() + self.sorter.bytes()
+        (self.rows.capacity() + self.dealt.capacity()) * size_of::<HashedRow>()
+            + self.places.capacity() * size_of::<u32>()
+            + self.sorter.bytes()
     }
 
     /// Rows of equal hashes need no order.
@@ -122,7 +158,7 @@ impl Sorting<'_> {
         let mut failed = Ok(());
         let mut write = |rows: &mut Vec<HashedRow>| {
             let (hashes, places) = (&hashes[..rows.len()], &places[..rows.len()]);
-            let written = (self.write)(Part { hashes, placed: Placed { rows, places } });
+            let written = (self.write)(Part { hashes, placed: Placed { rows, places }, within: None });
             rows.clear();
             written
         };
@@ -144,12 +180,16 @@ impl Sorting<'_> {
     /// Lists the rows of a stretch into parts, and hands these out.
     fn deal(&mut self, stretch: Stretch, buckets: &Buckets, parts: &[Stretch]) -> Result<()> {
         let part_rows = parts.iter().map(|part| part.rows).max().unwrap_or_default();
-        let rows = self.rows.capacity().max(stretch.rows) * size_of::<HashedRow>();
+        let rows = self.rows.capacity().max(stretch.rows) * ROW_BYTES;
         (self.hold)(rows + buckets.bytes() + self.sorter.bytes().max(part_rows * Sorter::ROW_BYTES))?;
         let nothing = HashedRow { hash: 0, row: RowRef { segment: 0, slot: 0 } };
         self.rows.clear();
         self.rows.reserve_exact(stretch.rows);
-        self.rows.resize(stretch.rows, nothing);
+        self.places.clear();
+        self.places.reserve_exact(stretch.rows);
+        self.dealt.clear();
+        self.dealt.reserve_exact(stretch.rows);
+        self.dealt.resize(stretch.rows, nothing);
         let mut next = Vec::with_capacity(parts.len());
         let mut part_of = vec![0_u32; buckets.rows.len()];
         let mut start = 0;
@@ -158,7 +198,7 @@ impl Sorting<'_> {
             next.push(start);
             start += part.rows;
         }
-        let rows = &mut self.rows;
+        let (rows, places, dealt) = (&mut self.rows, &mut self.places, &mut self.dealt);
         let mut kept = Vec::new();
         (self.list)(&mut |shown| {
             // Without a branch per row: a stretch has some of the rows only, and which ones nobody can predict.
@@ -170,17 +210,21 @@ impl Sorting<'_> {
             }
             for row in &kept[..count] {
                 let next = &mut next[part_of[buckets.of(row.hash)] as usize];
-                rows[*next] = *row;
+                dealt[*next] = *row;
+                places.push(*next as u32);
                 *next += 1;
             }
+            rows.extend_from_slice(&kept[..count]);
         });
+        let whole = Placed { rows: &self.rows, places: &self.places };
         let mut start = 0;
         for part in parts {
-            let rows = &self.rows[start..start + part.rows];
+            let rows = &self.dealt[start..start + part.rows];
+            let (hashes, places, order) = self.sorter.sort(rows, *part);
+            let within = Some(Within { stretch: whole, from: start, order });
             start += part.rows;
-            let (hashes, places) = self.sorter.sort(rows, *part);
             // Parts are blocks, but for ranges of hashes that could not be cut any further in one go.
-            (self.write)(Part { hashes, placed: Placed { rows, places } })?;
+            (self.write)(Part { hashes, placed: Placed { rows, places }, within })?;
         }
         Ok(())
     }
@@ -265,23 +309,24 @@ struct Sorter {
     order: Vec<(u64, u32)>,
     hashes: Vec<u64>,
     places: Vec<u32>,
+    sorted: Vec<u32>,
 }
 
 impl Sorter {
     /// What it holds for each row of a part, at most: as many ranges as the next power of two, and two of them for it.
-    const ROW_BYTES: usize = 4 * size_of::<u32>() + size_of::<(u64, u32)>() + size_of::<u64>() + size_of::<u32>();
+    const ROW_BYTES: usize = 4 * size_of::<u32>() + size_of::<(u64, u32)>() + size_of::<u64>() + 2 * size_of::<u32>();
 
     /// Bytes held.
     fn bytes(&self) -> usize {
         self.ends.capacity() * size_of::<u32>()
             + self.order.capacity() * size_of::<(u64, u32)>()
             + self.hashes.capacity() * size_of::<u64>()
-            + self.places.capacity() * size_of::<u32>()
+            + (self.places.capacity() + self.sorted.capacity()) * size_of::<u32>()
     }
 
     /// Deals rows out to as many ranges of hashes as there are rows, then puts each of these in order: most have one row. The
-    /// hashes in ascending order, and the place of each row in it; rows of equal hashes keep theirs.
-    fn sort(&mut self, rows: &[HashedRow], part: Stretch) -> (&[u64], &[u32]) {
+    /// hashes in ascending order, the place of each row in it, and the row in each place; rows of equal hashes keep theirs.
+    fn sort(&mut self, rows: &[HashedRow], part: Stretch) -> (&[u64], &[u32], &[u32]) {
         let span = part.last - part.first;
         let bits = rows.len().max(2).next_power_of_two().trailing_zeros();
         let shift = (u64::BITS - span.leading_zeros()).saturating_sub(bits);
@@ -315,7 +360,9 @@ impl Sorter {
         for (place, (_, number)) in (0_u32..).zip(&self.order) {
             self.places[*number as usize] = place;
         }
-        (&self.hashes, &self.places)
+        self.sorted.clear();
+        self.sorted.extend(self.order.iter().map(|(_, number)| *number));
+        (&self.hashes, &self.places, &self.sorted)
     }
 }
 

@@ -13,7 +13,7 @@ fn rows(hashes: impl IntoIterator<Item = u64>) -> Vec<HashedRow> {
 fn sorted(rows: &[HashedRow]) -> Vec<Vec<HashedRow>> {
     let mut parts = Vec::new();
     let list = |show: Show<'_>| rows.chunks(1000).for_each(show);
-    sort(&list, survey(&list), &mut |_| Ok(()), &mut |Part { hashes, placed }| {
+    sort(&list, (survey(&list), 0), &mut |_| Ok(()), &mut |Part { hashes, placed, .. }| {
         assert!(!hashes.is_empty() && hashes.len() <= BLOCK_ROWS);
         assert!(hashes.is_sorted());
         let mut ordered = vec![None; hashes.len()];
@@ -53,7 +53,7 @@ fn rows_come_in_the_order_of_their_hashes_and_parts_are_well_filled() {
 
 #[test]
 fn more_rows_than_are_kept_at_once_are_listed_again_for_each_stretch() {
-    let count = 3 * STRETCH_ROWS_MIN as u64;
+    let count = 3 * (STRETCH_BYTES / ROW_BYTES) as u64;
     let listings = std::cell::Cell::new(0);
     let all = rows((0..count).map(spread));
     let list = |show: Show<'_>| {
@@ -61,7 +61,7 @@ fn more_rows_than_are_kept_at_once_are_listed_again_for_each_stretch() {
         all.chunks(4096).for_each(show);
     };
     let (mut last, mut seen) = (0, 0);
-    sort(&list, survey(&list), &mut |_| Ok(()), &mut |Part { hashes, .. }| {
+    sort(&list, (survey(&list), 0), &mut |_| Ok(()), &mut |Part { hashes, .. }| {
         assert!(hashes.is_sorted() && last <= hashes[0]);
         (last, seen) = (hashes[hashes.len() - 1], seen + hashes.len() as u64);
         Ok(())
@@ -93,7 +93,7 @@ fn an_error_ends_it() {
         let all = rows(hashes);
         let mut calls = 0;
         let list = |show: Show<'_>| all.chunks(1000).for_each(show);
-        let error = sort(&list, survey(&list), &mut |_| Ok(()), &mut |_| {
+        let error = sort(&list, (survey(&list), 0), &mut |_| Ok(()), &mut |_| {
             calls += 1;
             Err(weir_types::Error::internal("no"))
         });
@@ -111,7 +111,7 @@ proptest! {
 
 #[test]
 fn what_sorting_holds_is_told_before_and_bounded_by_a_part_of_the_table() {
-    let count = 2 * STRETCH_ROWS_MIN;
+    let count = (2 * STRETCH_BYTES / ROW_BYTES) & !4095;
     let list = |show: Show<'_>| {
         for chunk in 0..count / 4096 {
             let numbers = (chunk * 4096) as u64..(chunk * 4096 + 4096) as u64;
@@ -123,10 +123,10 @@ fn what_sorting_holds_is_told_before_and_bounded_by_a_part_of_the_table() {
         most = most.max(bytes);
         Ok(())
     };
-    sort(&list, survey(&list), &mut hold, &mut |_| Ok(())).unwrap();
-    let stretch = STRETCH_ROWS_MIN * size_of::<HashedRow>();
-    assert!((stretch / 2..stretch + (4 << 20)).contains(&most), "{most}");
+    sort(&list, (survey(&list), 0), &mut hold, &mut |_| Ok(())).unwrap();
+    assert!((STRETCH_BYTES / 2..STRETCH_BYTES + (4 << 20)).contains(&most), "{most}");
     let full = Err(weir_types::Error::internal("full"));
-    let error = sort(&list, survey(&list), &mut |_| full.clone(), &mut |_| panic!("it was not refused")).unwrap_err();
+    let error =
+        sort(&list, (survey(&list), 0), &mut |_| full.clone(), &mut |_| panic!("it was not refused")).unwrap_err();
     assert_eq!(error.message, "full");
 }

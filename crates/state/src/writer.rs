@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, UInt32Array, UInt64Array};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use arrow_ipc::Block;
 use crc32c::{crc32c_append, crc32c_combine};
@@ -18,7 +19,7 @@ use crate::memory::{Held, Memory};
 use crate::merge::segment_column;
 use crate::parts::{self, Part, Stretch};
 use crate::store::{NewFile, SnapshotStore};
-use crate::values::{Data, Values};
+use crate::values::{Data, Values, arrow_error};
 
 /// Sorts the rows of a table that `list` shows, of which `all` says how they are, by their hashes and writes them to a file.
 pub(crate) fn write_rows(
@@ -33,11 +34,30 @@ pub(crate) fn write_rows(
     let fields = std::iter::once(Field::new(HASH_COLUMN, DataType::UInt64, false));
     let fields = fields.chain(columns.iter().map(|(field, _)| field.clone())).collect();
     let mut writer = TableWriter::create(store, path, table, fields)?;
-    let (mut sorting, mut block) = (Held::new(memory, 0), Held::new(memory, 0));
-    parts::sort(list, all, &mut |bytes| sorting.set(bytes), &mut |Part { hashes, placed }| {
+    let (mut sorting, mut block, mut whole) = (Held::new(memory, 0), Held::new(memory, 0), Held::new(memory, 0));
+    // While a column is made, numbers have eight bytes, and nulls a bit.
+    let width = columns.iter().filter_map(|(field, _)| fixed_width(field)).map(|width| width.max(8) + 1).sum();
+    // The columns of fixed width of a stretch, in the order of its parts.
+    let mut stretch: Vec<Option<ArrayRef>> = Vec::new();
+    parts::sort(list, (all, width), &mut |bytes| sorting.set(bytes), &mut |Part { hashes, placed, within }| {
         check_wanted(wanted)?;
         let hashes: ArrayRef = Arc::new(UInt64Array::from(hashes.to_vec()));
-        let gathered = columns.iter().map(|(_, gather)| gather(placed));
+        if let Some(within) = within.filter(|within| within.from == 0) {
+            stretch.clear();
+            whole.set(within.stretch.rows.len() * width)?;
+            stretch = columns
+                .iter()
+                .map(|(field, gather)| fixed_width(field).map(|_| gather(within.stretch)).transpose())
+                .collect::<Result<Vec<_>>>()?;
+        }
+        let gathered = columns.iter().enumerate().map(|(index, (_, gather))| match (within, stretch.get(index)) {
+            (Some(within), Some(Some(column))) => {
+                let order = UInt32Array::from(within.order.to_vec());
+                take(&column.slice(within.from, order.len()), &order, None)
+                    .map_err(|error| arrow_error("rows of state cannot be sorted", &error))
+            }
+            _ => gather(placed),
+        });
         let gathered = std::iter::once(Ok(hashes)).chain(gathered).collect::<Result<Vec<_>>>()?;
         let bytes: usize = gathered.iter().map(|column| column.get_array_memory_size()).sum();
         // The block as it is written takes no more than its columns do, and a little for what describes it.
@@ -45,6 +65,12 @@ pub(crate) fn write_rows(
         writer.write(&gathered)
     })?;
     writer.finish()
+}
+
+/// Bytes of a value, if all are equally long: such columns are made for a stretch, others for each part, as their values may
+/// be long.
+fn fixed_width(field: &Field) -> Option<usize> {
+    field.data_type().primitive_width()
 }
 
 /// A state file that is being written, block by block.
