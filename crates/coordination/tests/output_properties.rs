@@ -4,6 +4,8 @@
 //! complete or fail, attempts follow one another, leaders come and go in the middle of carrying something out and may do so
 //! late, and the end of the input or a stop comes at any time.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod families;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod model;
