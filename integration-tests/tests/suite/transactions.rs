@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use weir_integration_tests::cluster::Cluster;
-use weir_stream_store::client::{Producer, ProducerOptions, StoreClient};
+use weir_stream_store::client::{LiveTransaction, Producer, ProducerOptions, StoreClient};
 use weir_types::ids::{Epoch, ProducerId, TransactionId};
 use weir_types::store::{StreamOptions, TransactionSpec};
 use weir_types::stream::{StreamCut, StreamName};
@@ -72,4 +72,34 @@ async fn transactions_outlive_a_kill_of_the_store_and_are_listed_and_aborted_by_
     assert_eq!(read("committed"), "a\nb\n");
     let by_hand = json!(["open", {"aborted": {"reason": "by hand"}}]);
     assert_eq!(list(), [json!(["committed", "committed"]), json!(["prepared", "committed"]), by_hand]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_outlives_an_outage_that_is_longer_than_its_lease() {
+    let (lease, outage) = (Duration::from_secs(4), Duration::from_secs(6));
+    let mut cluster = Cluster::start(0, 1);
+    let client = StoreClient::connect(&cluster.address("store")).expect("an address");
+    let stream: StreamName = "test/tx".parse().expect("a name");
+    client.create_stream(&stream, &StreamOptions::new(1), false).await.expect("created");
+    let name = ProducerId::new("p").expect("a name");
+    let lease_ms = lease.as_millis() as u64;
+    let spec = TransactionSpec { id: id("long"), producer: name.clone(), epoch: Epoch(0), lease_ms };
+    let transaction = LiveTransaction::begin(&client, &stream, &spec).await.expect("begun");
+    let options = ProducerOptions { id: Some(name), ..ProducerOptions::default() };
+    let mut producer = Producer::open(&client, &stream, options).await.expect("open");
+    producer.enter_transaction(Some(transaction.number())).await.expect("entered");
+    producer.send(None, b"before", None).await.expect("sent");
+    producer.flush().await.expect("durable");
+
+    cluster.kill("store");
+    producer.send(None, b"meanwhile", None).await.expect("sent");
+    tokio::time::sleep(outage).await;
+    cluster.restart("store");
+    client.wait_ready(Duration::from_secs(60)).await.expect("the store is back");
+
+    let ends = producer.flush().await.expect("durable");
+    client.prepare_transaction(&stream, transaction.id(), &ends, None).await.expect("prepared");
+    client.commit_transactions(&stream, &[id("long")]).await.expect("committed");
+    let read = cluster.weir(&["stream", "read", "test/tx"]);
+    assert_eq!((read.code, read.stdout.as_str()), (0, "before\nmeanwhile\n"), "{}", read.stderr);
 }
