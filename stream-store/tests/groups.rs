@@ -181,6 +181,10 @@ async fn a_jobs_group_survives_a_restart_whole() {
     let released = client.release_checkpoint(&group(), &id("chk-1"), Some(&job)).await.unwrap();
     assert_eq!(released.state, GroupCheckpointState::Released);
     assert_eq!(client.delete_stream(&stream(), false).await.unwrap_err().code, Code::FailedPrecondition);
+    // A job that had the name before, and is late to delete its group, does not reach this one.
+    let before = JobId::new("job0").unwrap();
+    let refused = client.delete_group(&group(), Some(&before), true).await.unwrap_err();
+    assert_eq!(refused.code, Code::GroupInUse);
     client.delete_group(&group(), Some(&job), false).await.unwrap();
     client.delete_stream(&stream(), false).await.unwrap();
     assert_eq!(client.list_groups(None).await.unwrap(), []);

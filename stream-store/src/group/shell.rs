@@ -133,11 +133,13 @@ impl Groups {
             Some(Err(_)) => None,
             None => return Err(missing(name)),
         };
-        if let Some(cell) = cell.as_ref().filter(|_| !force) {
+        if let Some(cell) = &cell {
             let group = cell.state.lock();
-            match group.mode() {
-                GroupMode::Managed { job: owner } if job != Some(owner) => return Err(in_use(name, owner)),
-                GroupMode::Free if group.has_members() => {
+            match (group.mode(), job) {
+                // Another job may have taken the name over since this one ended: force does not reach that far.
+                (GroupMode::Managed { job: owner }, Some(job)) if job != owner => return Err(in_use(name, owner)),
+                (GroupMode::Managed { job: owner }, None) if !force => return Err(in_use(name, owner)),
+                (GroupMode::Free, _) if !force && group.has_members() => {
                     return Err(Error::new(Code::FailedPrecondition, format!("reader group {name} has readers"))
                         .with_hint("Stop them first, or force it."));
                 }
