@@ -13,7 +13,8 @@ pub mod config;
 pub mod disk;
 mod fences;
 pub mod frame;
-mod group;
+#[doc(hidden)] // The pure state machine of reader groups, for the simulation; it is no part of the library's promises.
+pub mod group;
 mod partition;
 mod producers;
 mod retention;

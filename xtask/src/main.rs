@@ -13,7 +13,7 @@ Usage: cargo xtask COMMAND [ARGUMENTS]
 
   test [--release] [FILTER…]     build the binaries that tests start, then run all tests
   quickstart [--release] [ARG…]  build the binaries, then run `weir quickstart ARG…`
-  sim [SEEDS]                    run so many seeds of the simulation of raft groups (default 10000)
+  sim [SEEDS]                    run so many seeds of the simulations (default 10000)
   tidy                           check what neither rustc nor clippy checks
   bench [ARG…]                   run the micro-benchmarks, as `cargo bench` would with ARG…";
 

@@ -86,14 +86,14 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     succeed(cargo().args(["bench", "--locked", "--package", "weir-benches"]).args(arguments))
 }
 
-/// Runs many seeds of the simulation of raft groups, optimised.
+/// Runs many seeds of the simulations, optimised.
 pub(crate) fn simulate(arguments: &[String]) -> Result<()> {
     let seeds = match arguments {
         [] => "10000",
         [seeds] if seeds.parse::<u64>().is_ok() => seeds,
         _ => bail!("the only argument is how many seeds to run"),
     };
-    let arguments = ["test", "--locked", "--release", "--package", "weir-replication", "--lib", "simulation"];
+    let arguments = ["test", "--locked", "--release", "--package", "weir-simulation", "--lib", "no_seed"];
     succeed(cargo().args(arguments).env("WEIR_SIMULATION_SEEDS", seeds))
 }
 

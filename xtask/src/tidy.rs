@@ -22,7 +22,7 @@ const LEFTOVERS: [(&str, &str); 6] = [
 ];
 
 /// Which of the workspace's own crates each one may link. Lower layers first; binaries never link each other.
-const MAY_LINK: [(&str, &[&str]); 20] = [
+const MAY_LINK: [(&str, &[&str]); 21] = [
     ("weir-types", &[]),
     ("weir-durable", &["weir-types"]),
     ("weir-coordination", &["weir-types"]),
@@ -30,6 +30,7 @@ const MAY_LINK: [(&str, &[&str]); 20] = [
     ("weir-functions", &["weir-types"]),
     ("weir-service", &["weir-types"]),
     ("weir-testkit", &["weir-types"]),
+    ("weir-simulation", &[]),
     ("weir-proto", &["weir-types", "weir-coordination"]),
     ("weir-sql", &["weir-types", "weir-functions"]),
     ("weir-state", &["weir-types", "weir-durable", "weir-functions"]),

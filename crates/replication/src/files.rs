@@ -1,5 +1,5 @@
 //! What a member asks of the file system, in steps small enough that a crash between any two of them can be played
-//! through. [`Directory`] is the real one; the simulation has one that forgets what was not synced.
+//! through. `Directory` is the real one; the simulation has one that forgets what was not synced.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ const LOCK: &str = "LOCK";
 /// The files of one directory, by name.
 ///
 /// Bytes are durable once their file is synced; names, new, changed or gone, once the directory is.
-pub(crate) trait Files: Send {
+pub trait Files: Send {
     /// The directory, for messages.
     fn path(&self) -> &Path;
     /// All names.
@@ -32,7 +32,7 @@ pub(crate) trait Files: Send {
 }
 
 /// A file that is being written.
-pub(crate) trait OpenFile: Send {
+pub trait OpenFile: Send {
     /// Writes at the end.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Cuts the file off at `length` bytes.

@@ -5,8 +5,8 @@
 //! changes nothing for its users.
 //!
 //! Start reading at [`Node::start`]; `member.rs` is what runs, `ready.rs` owns the order of persisting, sending and
-//! applying, `wal.rs` what a damaged log means. `simulation/` runs whole groups of the very same members on a network and
-//! on disks that misbehave.
+//! applying, `wal.rs` what a damaged log means. `weir-simulation` runs whole groups of the very same members on a network
+//! and on disks that misbehave.
 
 mod disk;
 mod driver;
@@ -18,8 +18,6 @@ mod member;
 mod membership;
 mod node;
 mod ready;
-#[cfg(test)]
-mod simulation;
 mod store;
 mod transfer;
 mod wal;
@@ -28,3 +26,10 @@ mod wire;
 pub use error::{Error, Result};
 pub use machine::{Alone, Command, StateMachine, Transport};
 pub use node::{Config, MemberChange, MemberStatus, Node, NodeId, Role, Status};
+
+/// A member without its thread, and what it asks of a file system: whoever drives it decides when what happens. What
+/// [`Node`] runs, the simulation runs as well.
+pub mod stepwise {
+    pub use crate::files::{Files, OpenFile};
+    pub use crate::member::{Member, Reply, Request, Shared};
+}

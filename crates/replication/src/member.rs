@@ -31,15 +31,40 @@ pub(crate) const PROPOSED: &[u8] = &[1];
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
 /// The answer to a proposal.
-pub(crate) type Reply = oneshot::Sender<Result<Bytes>>;
+pub type Reply = oneshot::Sender<Result<Bytes>>;
 
 /// What a member is asked to do.
-pub(crate) enum Request {
-    Propose { data: Bytes, reply: Reply },
-    Barrier { reply: oneshot::Sender<Result<()>> },
-    ChangeMembers { change: MemberChange, reply: Reply },
-    Members { reply: oneshot::Sender<Vec<MemberStatus>> },
-    Step { message: Bytes },
+pub enum Request {
+    /// Let a command be committed; answered with what applying it returned.
+    Propose {
+        /// The command.
+        data: Bytes,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Make sure that it still leads, and has applied everything that was committed before.
+    Barrier {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// Add or remove a member.
+    ChangeMembers {
+        /// Which.
+        change: MemberChange,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Say who the members are.
+    Members {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Vec<MemberStatus>>,
+    },
+    /// Take a message of another member.
+    Step {
+        /// As it came from the transport.
+        message: Bytes,
+    },
+    /// Hand the leadership over, and stop.
     Stop,
 }
 
@@ -60,13 +85,15 @@ pub(crate) struct Barriers {
 }
 
 /// What a running member shares with the handles that others hold.
-pub(crate) struct Shared<M> {
-    pub(crate) machine: Arc<RwLock<M>>,
-    pub(crate) status: watch::Receiver<Status>,
+pub struct Shared<M> {
+    /// The state that commands are applied to.
+    pub machine: Arc<RwLock<M>>,
+    /// The member's part in its group.
+    pub status: watch::Receiver<Status>,
 }
 
 /// A member.
-pub(crate) struct Member<M> {
+pub struct Member<M> {
     pub(crate) raft: RawNode<Store>,
     pub(crate) machine: Arc<RwLock<M>>,
     pub(crate) transport: Box<dyn Transport>,
@@ -92,7 +119,7 @@ impl<M: StateMachine> Member<M> {
     ///
     /// # Errors
     /// `CORRUPT` naming a damaged file, `IO`, `INVALID_ARGUMENT` for a configuration that raft refuses.
-    pub(crate) fn open(
+    pub fn open(
         config: &Config,
         files: Box<dyn Files>,
         mut machine: M,
@@ -144,7 +171,7 @@ impl<M: StateMachine> Member<M> {
     ///
     /// # Errors
     /// If the disk fails: the member ends.
-    pub(crate) fn work(&mut self) -> UserResult<()> {
+    pub fn work(&mut self) -> UserResult<()> {
         loop {
             while self.raft.has_ready() {
                 self.on_ready()?;
@@ -165,7 +192,7 @@ impl<M: StateMachine> Member<M> {
     }
 
     /// Takes note that time has passed.
-    pub(crate) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.raft.tick();
         for failed in self.transfers.on_tick() {
             self.raft.report_snapshot(failed, SnapshotStatus::Failure);
@@ -177,12 +204,12 @@ impl<M: StateMachine> Member<M> {
     }
 
     /// Whether it was asked to stop and leaves nobody without a leader by doing so, as far as that is in its hands.
-    pub(crate) fn may_stop(&self) -> bool {
+    pub fn may_stop(&self) -> bool {
         self.stopping.is_some_and(|ticks| ticks == 0 || self.raft.raft.state != StateRole::Leader)
     }
 
     /// Takes a batch of requests.
-    pub(crate) fn on_requests(&mut self, requests: impl Iterator<Item = Request>) {
+    pub fn on_requests(&mut self, requests: impl Iterator<Item = Request>) {
         let (mut entries, mut replies) = (Vec::new(), Vec::new());
         for request in requests {
             match request {

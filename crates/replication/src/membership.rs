@@ -116,7 +116,7 @@ impl<M: StateMachine> Member<M> {
     }
 
     /// All members, as this one knows them.
-    pub(crate) fn members(&self) -> Vec<MemberStatus> {
+    pub fn members(&self) -> Vec<MemberStatus> {
         let (raft, conf) = (&self.raft.raft, self.raft.store().conf());
         let leads = raft.state == StateRole::Leader;
         let members = conf.voters.iter().map(|id| (*id, true)).chain(conf.learners.iter().map(|id| (*id, false)));

@@ -19,12 +19,12 @@ const ENDED_KEPT: usize = 16;
 
 /// A checkpoint to begin.
 #[derive(Clone, Debug)]
-pub(crate) struct Start {
-    pub(crate) id: SnapshotId,
-    pub(crate) owner: CheckpointOwner,
-    pub(crate) deadline: Millis,
+pub struct Start {
+    pub id: SnapshotId,
+    pub owner: CheckpointOwner,
+    pub deadline: Millis,
     /// Retained checkpoints that will be released when this one completes: they do not count against the limit.
-    pub(crate) supersedes: Vec<SnapshotId>,
+    pub supersedes: Vec<SnapshotId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

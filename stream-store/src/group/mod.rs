@@ -9,6 +9,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use checkpoint::Start;
+pub use checkpoint::Start;
 pub(crate) use shell::Groups;
-pub(crate) use state::{Command, Group, Reply};
+pub use state::{Command, Group, Reply};

@@ -17,7 +17,7 @@ use super::checkpoint::{Checkpoints, Start};
 
 /// What a group is told.
 #[derive(Clone, Debug)]
-pub(crate) enum Command {
+pub enum Command {
     /// A free reader comes, or comes again: an older registration of the same name is fenced.
     Join { reader: ReaderId },
     /// A free reader goes, leaving its positions.
@@ -46,7 +46,7 @@ pub(crate) enum Command {
 
 /// What a command is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub enum Reply {
     /// Nothing to say.
     Done,
     /// To a reader: what it has to know.
@@ -73,7 +73,7 @@ pub(super) struct Ownership {
 
 /// The group's whole state; what is durable is exactly this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Group {
+pub struct Group {
     pub(super) name: GroupName,
     pub(super) stream: StreamName,
     pub(super) mode: GroupMode,
@@ -98,7 +98,7 @@ pub(super) struct Assignment {
 
 impl Group {
     /// A new group at `positions`, which has every partition of the stream.
-    pub(crate) fn new(
+    pub fn new(
         name: GroupName,
         stream: StreamName,
         mode: GroupMode,
@@ -121,7 +121,7 @@ impl Group {
     }
 
     /// Applies a command. On an error the state is as it was.
-    pub(crate) fn apply(&mut self, now: Millis, command: Command) -> Result<Reply> {
+    pub fn apply(&mut self, now: Millis, command: Command) -> Result<Reply> {
         let mut next = self.clone();
         let reply = next.step(now, command)?;
         next.rebalance();
@@ -402,7 +402,7 @@ impl Group {
     }
 
     /// The store was down, and time did not count: everybody gets a full lease.
-    pub(crate) fn resume(&mut self, now: Millis) {
+    pub fn resume(&mut self, now: Millis) {
         let until = now.plus(self.limits.lease_ms);
         for lease in self.members.values_mut().filter_map(|member| member.lease_until.as_mut()) {
             *lease = until;
@@ -462,7 +462,7 @@ impl Group {
         self.checkpoints.cut(id)
     }
 
-    pub(crate) fn info(&self) -> GroupInfo {
+    pub fn info(&self) -> GroupInfo {
         let member = |(reader, member): (&ReaderId, &Member)| MemberInfo {
             reader: reader.clone(),
             epoch: member.epoch,

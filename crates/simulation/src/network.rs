@@ -6,22 +6,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::random::Random;
-use crate::machine::Transport;
-use crate::node::NodeId;
+use crate::random::Random;
+use weir_replication::NodeId;
+use weir_replication::Transport;
 
 /// How bad the network is, in thousandths and ticks.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Weather {
-    pub(super) lost: u64,
-    pub(super) doubled: u64,
-    pub(super) delay_max: u64,
+pub(crate) struct Weather {
+    pub(crate) lost: u64,
+    pub(crate) doubled: u64,
+    pub(crate) delay_max: u64,
 }
 
 /// Messages on their way.
 #[derive(Default)]
-pub(super) struct Network {
-    pub(super) weather: Weather,
+pub(crate) struct Network {
+    pub(crate) weather: Weather,
     sent: Outbox,
     /// By when they arrive, and the order in which they were sent.
     under_way: BTreeMap<(u64, u64), (u64, Bytes)>,
@@ -46,12 +46,12 @@ impl Transport for Link {
 
 impl Network {
     /// The end of member `from`.
-    pub(super) fn link(&self, from: u64) -> Box<dyn Transport> {
+    pub(crate) fn link(&self, from: u64) -> Box<dyn Transport> {
         Box::new(Link { from, sent: self.sent.clone() })
     }
 
     /// Takes what members have sent, at tick `now`.
-    pub(super) fn collect(&mut self, now: u64, random: &mut Random) {
+    pub(crate) fn collect(&mut self, now: u64, random: &mut Random) {
         for (from, to, message) in std::mem::take(&mut *self.sent.lock()) {
             if self.cut.contains(&(from, to)) || random.chance(self.weather.lost) {
                 continue;
@@ -65,13 +65,13 @@ impl Network {
     }
 
     /// What has arrived by tick `now`, in order.
-    pub(super) fn arrived(&mut self, now: u64) -> Vec<(u64, Bytes)> {
+    pub(crate) fn arrived(&mut self, now: u64) -> Vec<(u64, Bytes)> {
         let later = self.under_way.split_off(&(now + 1, 0));
         std::mem::replace(&mut self.under_way, later).into_values().collect()
     }
 
     /// Cuts the links from `these` to everybody else of `all`, and the links back unless `one_way`.
-    pub(super) fn part(&mut self, these: &[u64], all: &[u64], one_way: bool) {
+    pub(crate) fn part(&mut self, these: &[u64], all: &[u64], one_way: bool) {
         for one in these {
             for other in all.iter().filter(|other| !these.contains(other)) {
                 self.cut.insert((*one, *other));
@@ -83,7 +83,7 @@ impl Network {
     }
 
     /// Restores all links.
-    pub(super) fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }
 }

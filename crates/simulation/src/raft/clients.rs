@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::random::Random;
 use super::world::Running;
-use crate::error::{Error, Result};
-use crate::member::Request;
+use crate::random::Random;
+use weir_replication::stepwise::Request;
+use weir_replication::{Error, Result};
 
 /// Operations under way at one time.
 const OUTSTANDING_MAX: usize = 4;

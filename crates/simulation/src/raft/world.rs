@@ -8,13 +8,13 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 
 use super::clients::Clients;
-use super::disk::Disk;
 use super::ledger::{History, Ledger};
-use super::network::{Network, Weather};
-use super::random::Random;
-use crate::error::Result;
-use crate::member::{Member, Request, Shared};
-use crate::node::{Config, MemberChange, NodeId, Role, Status};
+use crate::disk::Disk;
+use crate::network::{Network, Weather};
+use crate::random::Random;
+use weir_replication::Result;
+use weir_replication::stepwise::{Member, Request, Shared};
+use weir_replication::{Config, MemberChange, NodeId, Role, Status};
 
 /// How long things go wrong.
 const TROUBLED_TICKS: u64 = 160;

@@ -3,65 +3,28 @@
 //!
 //! Checked throughout: one leader a term; every member applies the same commands in the same order, once, without a gap;
 //! what was acknowledged stays; reads are linearizable; and when the troubles end, the group recovers.
-//!
-//! `WEIR_SIMULATION_SEEDS=100000` runs so many seeds, `WEIR_SIMULATION_SEED=7` only the one. A failure names its seed.
 
 mod clients;
-mod disk;
 mod ledger;
-mod network;
-mod random;
 mod world;
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use world::{Outcome, Planted, World};
 
-/// Seeds run by default.
-const SEEDS: u64 = 1_000;
+use crate::seeds::{self, run_all};
 
 /// Runs one seed and returns what happened, or what went wrong.
 fn run(seed: u64, planted: Planted) -> Result<Outcome, String> {
-    catch_unwind(AssertUnwindSafe(|| World::new(seed, planted).run())).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("it panicked").to_owned()
-    })
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+    seeds::outcome(|| World::new(seed, planted).run())
 }
 
 /// The first seed of so many that breaks a promise.
 fn first_failure(seeds: u64, planted: Planted) -> Option<(u64, String)> {
-    (0..seeds).find_map(|seed| Some((seed, run(seed, planted).err()?)))
+    seeds::first_failure(seeds, |seed| run(seed, planted))
 }
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    if let Some(seed) = setting("WEIR_SIMULATION_SEED") {
-        run(seed, Planted::Nothing).unwrap();
-        return;
-    }
-    let seeds = setting("WEIR_SIMULATION_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
-                        break;
-                    }
-                    if let Err(error) = run(seed, Planted::Nothing) {
-                        panic!("seed {seed}: {error}\nWEIR_SIMULATION_SEED={seed} runs it again");
-                    }
-                }
-            });
-        }
-    });
+    run_all(|seed| run(seed, Planted::Nothing));
 }
 
 #[test]

@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::random::Random;
-use crate::files::{Files, OpenFile};
+use crate::random::Random;
+use weir_replication::stepwise::{Files, OpenFile};
 
 const SECTOR_BYTES: usize = 512;
 
 /// A member's directory; clones share it, and it outlives the member.
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<Content>>);
+pub(crate) struct Disk(Arc<Mutex<Content>>);
 
 #[derive(Default)]
 struct Content {
@@ -45,17 +45,17 @@ enum Renaming {
 
 impl Disk {
     /// A disk that lies about syncing.
-    pub(super) fn ignoring_sync() -> Self {
+    pub(crate) fn ignoring_sync() -> Self {
         Self(Arc::new(Mutex::new(Content { ignores_sync: true, ..Content::default() })))
     }
 
     /// Lets `changes` more changes succeed and none after them, until the crash.
-    pub(super) fn fail_after(&self, changes: u64) {
+    pub(crate) fn fail_after(&self, changes: u64) {
         self.0.lock().changes_left = Some(changes);
     }
 
     /// Loses what a crash of the machine would.
-    pub(super) fn crash(&self, random: &mut Random) {
+    pub(crate) fn crash(&self, random: &mut Random) {
         let content = &mut *self.0.lock();
         content.changes_left = None;
         let kept = random.below(content.renamings.len() as u64 + 1) as usize;

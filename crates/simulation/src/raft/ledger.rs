@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::machine::{Command, StateMachine};
+use weir_replication::{Command, StateMachine};
 
 /// What was applied anywhere, ever.
 #[derive(Default)]
