@@ -46,6 +46,18 @@ impl Before {
         Ok(())
     }
 
+    /// Compares throughput after the kill with that before.
+    fn throughput(&self, job: &Job, run: &mut Run) {
+        let (second, killed) = (Duration::from_secs(1), self.killed);
+        let (earlier, later) = (job.output.dip(killed - second, killed), job.output.dip(killed, killed + second));
+        run.add("output of the second after, of the second before", "%", 100.0 * later.rows / earlier.rows);
+        let (usual, dip) = (job.output.dip(killed - BEFORE, killed), job.output.dip(killed, killed + AFTER));
+        run.add("lowest 50 ms before, of the median", "%", 100.0 * usual.least_rows / usual.median_rows);
+        run.add("lowest 50 ms after, of the median before", "%", 100.0 * dip.least_rows / usual.median_rows);
+        run.add("longest time without output before", "ms", usual.pause.as_secs_f64() * 1000.0);
+        run.add("longest time without output after", "ms", dip.pause.as_secs_f64() * 1000.0);
+    }
+
     /// Waits until nothing is missing, and counts what came out twice.
     async fn reprocessed(&self, job: &mut Job, run: &mut Run) -> Result<()> {
         job.caught_up().await?;
@@ -122,14 +134,7 @@ pub(crate) async fn leader(scenario: &str, jobmanagers: u32, runs: u32, load: Lo
         run.add("to RUNNING, as clients see it", "ms", before.since_ms(running));
         before.output(&mut job, &mut run).await?;
         tokio::time::sleep_until((before.killed + AFTER).into()).await;
-        let (usual, dip) = (
-            job.output.dip(before.killed - BEFORE, before.killed),
-            job.output.dip(before.killed, before.killed + AFTER),
-        );
-        run.add("lowest 50 ms before, of the median", "%", 100.0 * usual.least_rows / usual.median_rows);
-        run.add("lowest 50 ms after, of the median before", "%", 100.0 * dip.least_rows / usual.median_rows);
-        run.add("longest time without output before", "ms", usual.pause.as_secs_f64() * 1000.0);
-        run.add("longest time without output after", "ms", dip.pause.as_secs_f64() * 1000.0);
+        before.throughput(&job, &mut run);
         before.reprocessed(&mut job, &mut run).await?;
         run.add("attempts begun", "", f64::from(attempt(&job.detail().await?) - attempt(&before.detail)));
         if !alone {

@@ -63,6 +63,8 @@ pub(crate) struct Output {
 /// Throughput around a moment.
 #[derive(Debug)]
 pub(crate) struct Dip {
+    /// All of them.
+    pub(crate) rows: f64,
     /// The slices' median.
     pub(crate) median_rows: f64,
     /// The slice with the fewest rows.
@@ -149,7 +151,8 @@ impl Output {
             last = *at;
         }
         let least_rows = rows.iter().copied().fold(f64::INFINITY, f64::min);
-        Dip { median_rows: median(rows), least_rows, pause: pause.max(to - last) }
+        let all = rows.iter().sum();
+        Dip { rows: all, median_rows: median(rows), least_rows, pause: pause.max(to - last) }
     }
 }
 
