@@ -46,7 +46,7 @@ struct Args {
     #[arg(long, default_value_t = 100_000)]
     commands: u64,
     /// Rows written in each run of the sinks
-    #[arg(long, default_value_t = 5_000_000)]
+    #[arg(long, default_value_t = 20_000_000)]
     rows: u64,
     /// Write all runs to this file, after every scenario
     #[arg(long, value_name = "FILE")]
