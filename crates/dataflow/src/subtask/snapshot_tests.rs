@@ -300,7 +300,8 @@ fn a_snapshot_that_does_not_fit_into_memory_is_declined_and_the_job_goes_on() {
 
 #[test]
 fn a_snapshot_gives_way_to_state_that_grows_while_it_waits_for_a_grant() {
-    let crowded = Crowded::start(10 << 20);
+    let mut crowded = Crowded::start(10 << 20);
+    assert!(crowded.snapshots.ended().now_or_never().is_none(), "it is being written");
     crowded.files.block_on(crowded.grants.changed());
     assert_eq!(crowded.grants.messages(false).len(), 1, "it waits");
     assert!(crowded.budget.used_by_snapshots() > 1600);
