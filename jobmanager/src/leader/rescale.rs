@@ -17,6 +17,7 @@ use weir_types::{Code, Error, Result};
 use super::jobs::request_id;
 use super::{Leader, Then, answer};
 use crate::event::Answer;
+use crate::metadata::now;
 
 /// A rescale that waits for its checkpoint.
 #[derive(Debug)]
@@ -94,6 +95,11 @@ impl Leader {
             return Err(Error::new(Code::FailedPrecondition, format!("job {job} is {state}, not RUNNING")).with_hint(
                 "A job is rescaled while it runs; one that has ended can be run again at any parallelism.",
             ));
+        }
+        if let Some(awaited) = self.scheduler.waiting_for(now(), job).first() {
+            return Err(Error::unavailable(format!("job {job} has not been taken over yet"))
+                .with_detail(format!("waiting: {awaited}"))
+                .with_hint("Try again in a moment."));
         }
         let mut others = self.rescales.values().filter(|other| other.job == *job);
         if others.any(|other| matches!(other.asked, Asked::User { .. })) {
