@@ -394,13 +394,17 @@ impl TaskManager {
                 // It grows with what was read, so that what was estimated does not suffice for ever.
                 let read: u64 = sums.values().map(|(count, _)| count).sum();
                 bytes.resize(bytes.len() + 24 * read as usize, b' ');
+                let granted = world.planted == Planted::IgnoredGrant;
+                if granted {
+                    // Far more than was reserved.
+                    bytes.resize(bytes.len() + 16_384, b' ');
+                }
                 let needed = bytes.len() as u64;
                 let key = (barrier.snapshot.clone(), id.clone());
                 let task = self.attempts.get_mut(&id.job).and_then(|running| running.subtasks.get_mut(&id));
                 if let Some(Subtask { role: Role::Sink(sink), .. }) = task {
                     sink.writing += 1;
                 }
-                let granted = world.planted == Planted::IgnoredGrant;
                 self.writes.insert(key.clone(), Write { barrier, sums, prepared, bytes, granted, file: None });
                 match granted {
                     true => self.proceed(world, key),
