@@ -37,7 +37,9 @@ pub(crate) async fn about_to_run(door: &Door, wanted: pb::JobRequest, timeout_ms
     let _said_by_the_request_itself: Result<Result<()>, _> = tokio::time::timeout(wait, runs).await;
 }
 
+/// A job that a new leader has not taken over yet runs, as far as is known, and waits for its subtasks to register.
 fn is_about_to_run(detail: &pb::JobDetail) -> bool {
     let state = detail.summary.as_ref().map(pb::JobSummary::state).unwrap_or_default();
-    matches!(JobState::try_from(state), Ok(JobState::Created | JobState::Starting | JobState::Restarting))
+    !detail.waiting_for.is_empty()
+        || matches!(JobState::try_from(state), Ok(JobState::Created | JobState::Starting | JobState::Restarting))
 }
