@@ -165,11 +165,12 @@ async fn a_jobmanager_killed_while_it_rolls_back_does_so_again() {
 async fn a_task_manager_or_store_killed_with_prepared_output_costs_and_doubles_nothing() {
     let mut steps = Steps::start("1 h").await;
     for (process, step) in [("tm-1", "sink.prepared"), ("store", "store.prepared"), ("store", "store.decided")] {
+        // A savepoint of the step before may still be under way: the process may end as soon as it is there.
+        steps.append_more();
         let proof = steps.arm(process, step);
         if process == "tm-1" {
             steps.runs_again().await;
         }
-        steps.append_more();
         let asked = async {
             // One that comes before there is output completes, and the next one is asked for.
             while !Path::new(&proof).exists() {
