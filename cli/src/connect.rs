@@ -163,8 +163,8 @@ where
 
 /// What kind of server it is that answers otherwise than a JobManager; none, if it may be one after all.
 async fn who_answers(address: &str) -> Option<String> {
-    if let Some(line) = tokio::time::timeout(PROBE_TIMEOUT, http_answer(address)).await.ok().flatten() {
-        return Some(format!("an HTTP server ({line})"));
+    if let Some(answer) = http_get(address, "/health").await {
+        return Some(format!("an HTTP server ({})", answer.lines().next().unwrap_or_default().trim()));
     }
     let store = StoreClient::connect(address).ok()?;
     match tokio::time::timeout(PROBE_TIMEOUT, store.list_streams(None)).await.ok()? {
@@ -174,16 +174,19 @@ async fn who_answers(address: &str) -> Option<String> {
     }
 }
 
-/// The first line with which a server answers HTTP/1.1; none, if it does not.
-async fn http_answer(address: &str) -> Option<String> {
-    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = Vec::new();
-    // Whatever a gRPC server answers to this is short; other servers may send as much as they like.
-    stream.take(HTTP_ANSWER_MAX).read_to_end(&mut answer).await.ok()?;
-    let line = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().trim().to_owned();
-    line.starts_with("HTTP/1").then_some(line)
+/// What a server answers to an HTTP/1.1 request, head and body, or the beginning of it; none, if it does not.
+pub(crate) async fn http_get(address: &str, path: &str) -> Option<String> {
+    let exchange = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = Vec::new();
+        // Whatever a gRPC server answers to this is short; other servers may send as much as they like.
+        stream.take(HTTP_ANSWER_MAX).read_to_end(&mut answer).await.ok()?;
+        Some(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, exchange).await.ok().flatten()?;
+    answer.starts_with("HTTP/1").then_some(answer)
 }
 
 /// Connects to the stream store.

@@ -9,6 +9,9 @@
 
 pub mod api;
 pub mod cluster;
+pub mod hosts;
 pub mod jobs;
 pub mod oracle;
+pub mod random;
 pub mod transcript;
+pub mod workload;

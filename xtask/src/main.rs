@@ -13,7 +13,12 @@ Usage: cargo xtask COMMAND [ARGUMENTS]
 
   test [--release] [FILTER…]     build the binaries that tests start, then run all tests
   quickstart [--release] [ARG…]  build the binaries, then run `weir quickstart ARG…`
+<<<<<<< HEAD
   sim [SEEDS]                    run so many seeds of the simulations (default 10000)
+=======
+  sim [SEEDS]                    run so many seeds of the simulation of raft groups (default 10000)
+  soak [--debug] [--FLAG VALUE…]  torment a cluster of hosts in containers: --minutes (30), --seed, --faults, --report
+>>>>>>> e02aace (wip)
   tidy                           check what neither rustc nor clippy checks
   bench [ARG…]                   run the micro-benchmarks, as `cargo bench` would with ARG…";
 
@@ -34,6 +39,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         "test" => run::test(rest),
         "quickstart" => run::quickstart(rest),
         "sim" => run::simulate(rest),
+        "soak" => run::soak(rest),
         "tidy" => tidy::check(),
         "bench" => run::bench(rest),
         "help" | "--help" | "-h" => {

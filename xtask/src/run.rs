@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 /// Tells the tests where the binaries are that they start.
 const BIN_DIR_VARIABLE: &str = "WEIR_BIN_DIR";
 
+/// How long a soak lasts unless somebody says otherwise.
+const SOAK_MINUTES: &str = "30";
+
 /// The profile that both the binaries and whatever runs them are built with.
 #[derive(Clone, Copy)]
 enum Profile {
@@ -95,6 +98,33 @@ pub(crate) fn simulate(arguments: &[String]) -> Result<()> {
     };
     let arguments = ["test", "--locked", "--release", "--package", "weir-simulation", "--lib", "no_seed"];
     succeed(cargo().args(arguments).env("WEIR_SIMULATION_SEEDS", seeds))
+}
+
+/// Torments a cluster of hosts in containers for a while: `--minutes`, `--seed`, `--faults A,B`, `--report FILE`.
+pub(crate) fn soak(arguments: &[String]) -> Result<()> {
+    let (profile, rest) = match arguments.split_first() {
+        Some((first, rest)) if first == "--debug" => (Profile::Dev, rest),
+        _ => (Profile::Release, arguments),
+    };
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--locked", "--test", "hosts"]).args(profile.flags());
+    command.args(["--", "--nocapture", "torment"]).env("WEIR_SOAK_MINUTES", SOAK_MINUTES);
+    for pair in rest.chunks(2) {
+        let [flag, value] = pair else { bail!("{} needs a value", pair[0]) };
+        let variable = match flag.as_str() {
+            "--minutes" => "WEIR_SOAK_MINUTES",
+            "--seed" => "WEIR_CHAOS_SEED",
+            "--faults" => "WEIR_SOAK_FAULTS",
+            "--report" => "WEIR_SOAK_REPORT",
+            other => bail!("unknown flag {other}; there are --minutes, --seed, --faults and --report"),
+        };
+        // The test runs in the directory of its package.
+        let value =
+            if flag == "--report" { std::path::absolute(value)?.into() } else { std::ffi::OsString::from(value) };
+        command.env(variable, value);
+    }
+    let binaries = build_binaries(profile)?;
+    succeed(command.env(BIN_DIR_VARIABLE, &binaries))
 }
 
 /// Builds all binaries of the workspace and returns their directory. The whole workspace at once, so that features, and

@@ -155,6 +155,15 @@ pub(crate) enum Command {
     /// Reader groups of the stream store
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Ask servers whether they can do their work, as health checks do; fails unless all can
+    Ready {
+        /// Their HTTP addresses
+        #[arg(required = true, value_name = "HOST:PORT")]
+        addresses: Vec<String>,
+        /// Wait so long for them
+        #[arg(long, value_name = "TIME", default_value = "0s")]
+        wait: weir_service::units::TimeSpan,
+    },
     /// See a job run, be stopped with a savepoint and resumed at another parallelism, with its result verified
     Quickstart(QuickstartArgs),
     /// Print a completion script for a shell

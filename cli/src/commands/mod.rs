@@ -5,6 +5,7 @@ mod group;
 mod jobs;
 mod policy;
 mod quota;
+mod ready;
 mod rescale;
 mod restore_plan;
 pub(crate) mod run;
@@ -58,6 +59,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Quota(command) => quota::run(global, command).await,
         Command::Stream(command) => stream::run(global, command).await,
         Command::Group(command) => group::run(global, command).await,
+        Command::Ready { addresses, wait } => ready::run(global, &addresses, wait).await,
         Command::Quickstart(args) => quickstart::run(global, args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "weir", &mut stdout());

@@ -8,6 +8,7 @@ use serde_json::Value;
 use weir_integration_tests::cluster::{Cluster, DEADLINE};
 use weir_integration_tests::jobs::{checkpoint_after, job_in_state, job_until};
 use weir_integration_tests::oracle::{fold, tumble};
+use weir_integration_tests::random::Random;
 use weir_proto::pb::client::v1::{JobDetail, JobState};
 use weir_stream_store::client::StoreClient;
 use weir_types::group::GroupCheckpointState;
@@ -20,20 +21,6 @@ use crate::support::{
 const KILLS: u64 = 6;
 /// Rows that are appended before each of them.
 const ROWS_PER_STEP: u64 = 3_000;
-
-/// A seeded sequence (SplitMix64), so that a failing run can be repeated.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    /// A number below `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64
@@ -112,7 +99,7 @@ pub(crate) async fn leaves_nothing(cluster: &Cluster) {
 /// Kills random processes at random moments, several within one job's life, sometimes while it still recovers.
 async fn survives_kills(seed: u64) {
     println!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut cluster = Cluster::start(3, 2);
     let rows = readings(0, ROWS_PER_STEP * (KILLS + 1));
     let (first, mut rest) = rows.split_at(ROWS_PER_STEP as usize);

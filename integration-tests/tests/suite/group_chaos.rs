@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use weir_integration_tests::cluster::{Cluster, DEADLINE};
 use weir_integration_tests::jobs::job_in_state;
 use weir_integration_tests::oracle::{fold, tumble};
+use weir_integration_tests::random::Random;
 use weir_proto::pb::client::v1::JobState;
 
-use crate::chaos::{Random, ends_exactly};
+use crate::chaos::ends_exactly;
 use crate::group_clients::{Client, Savepoints};
 use crate::high_availability::asked;
 use crate::membership::all_follow;
@@ -160,7 +161,7 @@ async fn any_jobmanager_may_go_at_any_time_while_clients_are_promised_things() {
 
     let until = Instant::now() + duration;
     let clients = Clients::start(&cluster, &job, seed, until);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let (mut cluster, rows) = tokio::task::spawn_blocking(move || {
         let rows = lose_jobmanagers(&mut cluster, &mut random, until);
         (cluster, rows)

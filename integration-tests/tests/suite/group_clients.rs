@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tonic::{Response, Status};
 use weir_integration_tests::api::{Api, Leader};
 use weir_integration_tests::cluster::{Cluster, DEADLINE};
+use weir_integration_tests::random::Random;
 use weir_proto::pb::client::v1 as pb;
 use weir_types::{Code, Error, Result};
 
-use crate::chaos::Random;
 use crate::usage::LOOK_INTERVAL;
 
 /// The longest that a client waits which goes away early.
@@ -44,7 +44,7 @@ impl Client {
     /// A client that goes on until a moment; `seed` decides what it does.
     pub(crate) fn new(cluster: &Cluster, name: &str, seed: u64, until: Instant) -> Self {
         let api = Api::new(&cluster.jobmanagers());
-        Self { api, random: Random(seed), name: name.to_owned(), requests: 0, until }
+        Self { api, random: Random::new(seed), name: name.to_owned(), requests: 0, until }
     }
 
     fn goes_on(&self) -> bool {

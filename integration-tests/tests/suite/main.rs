@@ -1,6 +1,6 @@
 //! Weir as its users run it: real processes, real kills, exact results.
 
-#![expect(clippy::expect_used, reason = "helpers of tests fail them by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests fail them by panicking")]
 
 mod catalogue;
 mod chaos;

@@ -1,6 +1,5 @@
 //! Input and scripts that several tests use.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -8,22 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_integration_tests::cluster::Cluster;
 use weir_integration_tests::jobs::{job_in_state, job_until};
+pub(crate) use weir_integration_tests::workload::{PARTITIONS, lines, readings, rows_covered, totals_script};
 use weir_proto::pb::client::v1::{JobDetail, JobState};
-
-/// Partitions of the input stream.
-pub(crate) const PARTITIONS: &str = "4";
-
-/// `count` readings from number `from` on: ten sensors, a reading each 10 ms of event time, up to two seconds out of order.
-pub(crate) fn readings(from: u64, count: u64) -> Vec<Value> {
-    let reading = |i: u64| {
-        let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let at_ms = i * 10 + 2_000 - random % 2_000;
-        let (second, ms) = (at_ms / 1000, at_ms % 1000);
-        let at = format!("2026-01-01T{:02}:{:02}:{:02}.{ms:03}Z", second / 3600, second / 60 % 60, second % 60);
-        json!({"sensor": format!("s{}", random % 10), "reading": random % 100, "at": at})
-    };
-    (from..from + count).map(reading).collect()
-}
 
 /// A reading of each of these sensors, all of them on one day.
 pub(crate) fn of_sensors(sensors: impl Iterator<Item = u64>) -> Vec<Value> {
@@ -35,30 +20,6 @@ pub(crate) fn of_sensors(sensors: impl Iterator<Item = u64>) -> Vec<Value> {
 /// The same as [`totals_script`] for each day: state grows with the sensors, and a reading changes little of it.
 pub(crate) fn growing_script() -> String {
     totals_script("1 h").replace("INTERVAL '1' SECOND)", "INTERVAL '1' DAY)")
-}
-
-/// One JSON text a line.
-pub(crate) fn lines(rows: &[Value]) -> String {
-    rows.iter().fold(String::new(), |mut text, row| {
-        writeln!(text, "{row}").expect("a string");
-        text
-    })
-}
-
-/// Counts and sums readings per sensor and second, from stream `test/in` to stream `test/out`.
-pub(crate) fn totals_script(checkpoint_interval: &str) -> String {
-    format!(
-        "CREATE TABLE readings (sensor STRING, reading BIGINT, `at` TIMESTAMP(3),
-             WATERMARK FOR `at` AS `at` - INTERVAL '3' SECOND)
-         WITH ('connector' = 'stream-store', 'stream' = 'test/in', 'format' = 'json');
-         CREATE TABLE totals (sensor STRING, window_start TIMESTAMP(3), n BIGINT, total BIGINT)
-         WITH ('connector' = 'stream-store', 'stream' = 'test/out', 'format' = 'json', 'sink.partitions' = '2');
-         SET 'execution.checkpointing.interval' = '{checkpoint_interval}';
-         INSERT INTO totals
-         SELECT sensor, window_start, COUNT(*), SUM(reading)
-         FROM TABLE(TUMBLE(TABLE readings, DESCRIPTOR(`at`), INTERVAL '1' SECOND))
-         GROUP BY sensor, window_start, window_end;"
-    )
 }
 
 /// Appends rows to a stream through the command line, creating it if need be.
@@ -119,12 +80,6 @@ pub(crate) async fn drain(cluster: &Cluster, job: &str) -> Value {
     let savepoint = cluster.weir_json(&["stop", "--drain", job]);
     job_in_state(cluster, job, JobState::Stopped).await;
     savepoint
-}
-
-/// Offsets of a snapshot's sources, added up.
-pub(crate) fn rows_covered(snapshot: &Value) -> u64 {
-    let sources = snapshot["sources"].as_array().expect("sources");
-    sources.iter().map(|source| source["offset"].as_u64().expect("an offset")).sum()
 }
 
 /// Copies a snapshot's directory, whose files all lie in it.
