@@ -1,6 +1,7 @@
 //! The JobManager's configuration.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,8 @@ pub struct ClusterConfig {
     pub members: Vec<String>,
     /// Found nothing: wait to be added to a cluster that exists.
     pub join: bool,
-    /// Where other JobManagers, clients and TaskManagers reach this one; by default the address that it listens on.
+    /// Where other JobManagers, clients and TaskManagers reach this one; by default its entry in `members`, else the address
+    /// that it listens on.
     pub address: Option<String>,
 }
 
@@ -79,6 +81,24 @@ impl ClusterConfig {
             }
         }
         Ok(addresses)
+    }
+
+    /// Where others reach this JobManager, given what it listens on.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::addresses`]; `INVALID_ARGUMENT` if others would be told an address that stands for all of a
+    /// machine's: each would reach itself by it.
+    pub fn advertise(&self, bound: SocketAddr) -> Result<String> {
+        let listed = self.addresses()?;
+        let named = self.address.clone().or_else(|| listed.get(&self.member).cloned());
+        match named {
+            Some(address) => Ok(address),
+            None if bound.ip().is_unspecified() && (self.join || !listed.is_empty()) => {
+                Err(Error::invalid(format!("other JobManagers cannot connect to {bound}"))
+                    .with_hint("Set cluster.address to HOST:PORT as the other machines reach this one."))
+            }
+            None => Ok(bound.to_string()),
+        }
     }
 }
 
@@ -310,6 +330,26 @@ mod tests {
         ] {
             let refused = with(member, members, join, shared).unwrap_err();
             assert_eq!(refused.code, weir_types::Code::InvalidArgument, "{member} {members:?}");
+        }
+    }
+
+    #[test]
+    fn others_are_told_an_address_that_leads_here_and_never_one_that_stands_for_all() {
+        let listed = ["1=a:1", "2=b:2", "3=c:3"].map(str::to_owned).to_vec();
+        let cluster = |member, members: &[String], join, address: Option<&str>| ClusterConfig {
+            member,
+            members: members.to_vec(),
+            join,
+            address: address.map(str::to_owned),
+        };
+        let (all, one): (SocketAddr, SocketAddr) = ("0.0.0.0:7300".parse().unwrap(), "10.0.0.1:7300".parse().unwrap());
+        assert_eq!(cluster(2, &listed, false, Some("x:9")).advertise(all).unwrap(), "x:9");
+        assert_eq!(cluster(2, &listed, false, None).advertise(all).unwrap(), "b:2");
+        assert_eq!(cluster(4, &listed, true, None).advertise(one).unwrap(), "10.0.0.1:7300");
+        assert_eq!(cluster(1, &[], false, None).advertise(all).unwrap(), "0.0.0.0:7300", "alone, nobody asks");
+        for lost in [cluster(4, &listed, true, None), cluster(4, &[], true, None)] {
+            let refused = lost.advertise(all).unwrap_err();
+            assert_eq!(refused.message, "other JobManagers cannot connect to 0.0.0.0:7300");
         }
     }
 }

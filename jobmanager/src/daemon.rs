@@ -142,7 +142,7 @@ fn join_group(rpc: &TcpListener, config: &Config) -> Result<(Node<Machine>, Addr
     let directory = config.data_dir.join("metadata");
     std::fs::create_dir_all(&directory)
         .map_err(|error| Error::io(format!("could not create {}", directory.display()), &error))?;
-    let ClusterConfig { member, join, address, .. } = &config.cluster;
+    let ClusterConfig { member, join, .. } = &config.cluster;
     let mut addresses = config.cluster.addresses()?;
     let founders = match (join, addresses.is_empty()) {
         (true, _) => Vec::new(),
@@ -150,7 +150,7 @@ fn join_group(rpc: &TcpListener, config: &Config) -> Result<(Node<Machine>, Addr
         (false, false) => addresses.keys().copied().collect(),
     };
     let bound = rpc.local_addr().map_err(|error| Error::io("could not look at rpc.address", &error))?;
-    addresses.insert(*member, address.clone().unwrap_or_else(|| bound.to_string()));
+    addresses.insert(*member, config.cluster.advertise(bound)?);
     let book = AddressBook::open(&directory, addresses)?;
     let id = NodeId::new(*member).ok_or_else(|| Error::invalid("cluster.member is 0"))?;
     let raft = RaftConfig::new(id, founders.into_iter().filter_map(NodeId::new).collect());

@@ -363,7 +363,7 @@ fn what_a_claimant_still_owes_survives_snapshots_of_the_log() {
     };
     state.apply(Millis(3), new_job(2, None, Some(restore))).unwrap();
     state.apply(Millis(4), change(2, JobChange::Cancel)).unwrap();
-    assert_eq!(state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap().retired, [id.clone()]);
+    assert_eq!(state.apply(Millis(5), change(2, JobChange::EndCancelled)).unwrap().retired, std::slice::from_ref(&id));
     let claim = state.snapshots[&id].claim.clone().unwrap();
     state.apply(Millis(6), Command::Deleted { snapshot: id }).unwrap();
     let read = decode_state(&encode_state(&state)).unwrap();

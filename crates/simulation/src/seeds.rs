@@ -3,9 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seeds run by default.
-const SEEDS: u64 = 1_000;
-
 /// Runs one seed and returns what happened, or what went wrong.
 pub(crate) fn outcome<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
@@ -14,16 +11,16 @@ pub(crate) fn outcome<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Runs `WEIR_SIMULATION_SEED`, or the first `WEIR_SIMULATION_SEEDS`; panics with the first that breaks a promise. What the
-/// seeds returned, in no order.
-pub(crate) fn run_all<T: Send>(run: impl Fn(u64) -> Result<T, String> + Sync) -> Vec<T> {
+/// Runs `WEIR_SIMULATION_SEED`, or the first `WEIR_SIMULATION_SEEDS`, which are `seeds` by default; panics with the first that
+/// breaks a promise. What the seeds returned, in no order.
+pub(crate) fn run_all<T: Send>(seeds: u64, run: impl Fn(u64) -> Result<T, String> + Sync) -> Vec<T> {
     let run = |seed| {
         run(seed).unwrap_or_else(|error| panic!("seed {seed}: {error}\nWEIR_SIMULATION_SEED={seed} runs it again"))
     };
     if let Some(seed) = setting("WEIR_SIMULATION_SEED") {
         return vec![run(seed)];
     }
-    let seeds = setting("WEIR_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let seeds = setting("WEIR_SIMULATION_SEEDS").unwrap_or(seeds);
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let worker = || {

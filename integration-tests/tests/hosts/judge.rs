@@ -52,11 +52,16 @@ async fn acknowledged_quotas_hold(hosts: &Hosts, work: &Work) {
     assert!(limit == accepted || (perhaps.is_some() && limit == perhaps), "{limit:?}, not {:?}", work.limit);
 }
 
+/// A job's state.
+async fn state(hosts: &Hosts, job: &str) -> String {
+    text(&hosts.weir_json(&["job", "show", job]).await["job"], "state").to_owned()
+}
+
 /// Drains the job, which stops; its last savepoint.
 async fn drain(hosts: &Hosts, job: &str) -> Value {
     let savepoint = hosts.weir_json(&["stop", "--drain", job]).await;
     let deadline = Instant::now() + DEADLINE;
-    while text(&hosts.weir_json(&["job", "show", job]).await, "state") != "STOPPED" {
+    while state(hosts, job).await != "STOPPED" {
         assert!(Instant::now() < deadline, "the job does not stop");
     }
     savepoint
@@ -83,11 +88,11 @@ async fn one_is_restored(hosts: &Hosts, savepoint: &Value) {
     let restored = hosts.weir_json(&["run", "-d", "-p", "3", "-s", text(savepoint, "id"), "/files/job.sql"]).await;
     let job = text(&restored, "id");
     let deadline = Instant::now() + DEADLINE;
-    while text(&hosts.weir_json(&["job", "show", job]).await, "state") != "RUNNING" {
+    while state(hosts, job).await != "RUNNING" {
         assert!(Instant::now() < deadline, "the restored job does not run");
     }
     hosts.weir_json(&["cancel", job]).await;
-    while text(&hosts.weir_json(&["job", "show", job]).await, "state") != "CANCELLED" {
+    while state(hosts, job).await != "CANCELLED" {
         assert!(Instant::now() < deadline, "the restored job is not cancelled");
     }
 }

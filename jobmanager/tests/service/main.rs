@@ -226,7 +226,7 @@ async fn a_savepoint_that_was_moved_is_restored_at_another_parallelism() {
     assert_eq!(error.code, Code::FailedPrecondition, "{error}");
     let gone = client::SubmitRequest { restore_from: Some(savepoint.directory), ..restore };
     let error = from_status(&jobmanager.client.submit(gone).await.unwrap_err());
-    assert_eq!(error.code, Code::NotFound, "{error}");
+    assert_eq!(error.code, Code::Unrestorable, "{error}");
     jobmanager.stop().await;
 }
 

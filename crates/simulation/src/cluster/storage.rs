@@ -89,6 +89,12 @@ impl Storage {
         self.0.lock().iter().map(|(path, directory)| (path.clone(), size(directory))).collect()
     }
 
+    /// Bytes of a file; zero if there is none.
+    pub(super) fn size(&self, path: &str, name: &str) -> u64 {
+        let directories = self.0.lock();
+        directories.get(path).and_then(|directory| directory.get(name)).map_or(0, |file| file.bytes.len() as u64)
+    }
+
     /// The names in a directory.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
         self.0.lock().get(path).map(|directory| directory.keys().cloned().collect()).unwrap_or_default()
